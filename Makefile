@@ -1,0 +1,61 @@
+# Needs GNU make and Python 3.10 to 3.13, nothing else. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# Only ready-made files, each with its recorded hash: no compiler is needed and no foreign build script runs.
+PIP_INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --require-virtualenv
+LOCKED = --require-hashes --only-binary :all:
+# The packages are imported as they are needed; compiling all of them beforehand takes longer than the demo itself.
+NO_COMPILE = --no-compile
+PYTEST_ARGS ?=
+UV ?= uv
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.all ## Install, then sample -> tune -> serve -> classify over HTTP
+	$(VENV)/bin/rayml demo
+
+test: $(VENV)/.dev ## Install what tests need, then run them; PYTEST_ARGS="-m slow" for the long ones
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev ## Lint, format, types, import directions
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/python -m pytest -q tests/test_structure.py
+
+format: $(VENV)/.dev ## Let ruff put the code into form
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+# The second and third take their versions from the first, so that all three install the same.
+COMPILE = $(UV) pip compile --no-config --quiet --universal --python-version 3.10 --only-binary :all: \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml requirements/build.in
+lock: ## Renew the pins with uv; LOCK_ARGS=--upgrade for new versions
+	$(COMPILE) $(LOCK_ARGS) --extra all -o requirements/all.txt
+	$(COMPILE) --extra serve -c requirements/all.txt -o requirements/serve.txt
+	$(COMPILE) --extra dev -c requirements/all.txt -o requirements/dev.txt
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a file is written only when the whole step went well, so that a broken installation is done again.
+$(VENV)/.all: requirements/all.txt pyproject.toml
+	$(call install,$<)
+$(VENV)/.dev: requirements/dev.txt pyproject.toml
+	$(call install,$<)
+
+define install
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	{ echo 'rayml needs Python 3.10 to 3.13. Received: '"`$(PYTHON) --version 2>&1`"; \
+	echo 'Name another one: make PYTHON=python3.12'; exit 1; } >&2
+$(PYTHON) -m venv $(VENV)
+$(PIP_INSTALL) $(LOCKED) $(NO_COMPILE) -r $(1)
+$(PIP_INSTALL) --no-deps --no-build-isolation --no-index --quiet -e .
+@touch $@
+endef

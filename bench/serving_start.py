@@ -1,0 +1,162 @@
+"""How long a server's start takes and what its processes hold.
+
+    python bench/serving_start.py BUNDLE [--port 8000] [--out bench/results/serving_start.json]
+
+Claims: the replica is ready within 5 s of its process's start, no serving process holds more than 350 MB, none has
+loaded TensorFlow. Ready means that the replica's HTTP port is open, which Ray Serve opens after the constructor, which
+has then reproduced the golden pictures and run the whole path on every thread. Resident memory counts shared libraries
+in each process; `pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from rayml.bundle import Bundle
+from serving.client import Client
+from serving.config import ServeSettings, usable_cores
+from serving.processes import descendants
+
+_POLL_S = 0.02
+_TIMEOUT_S = 300.0
+_MEGABYTE = 1_000_000
+_CLAIM_READY_S = 5.0
+_CLAIM_RSS_MB = 350.0
+
+
+def main() -> int:
+    """Measure one start and write what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving_start.json")
+    arguments = parser.parse_args()
+    settings = replace(ServeSettings(), port=arguments.port)
+    command = [sys.executable, "-m", "serving.run", str(arguments.bundle), "--settings", settings.to_json()]
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            replica, replica_ready_s = _watch_replica(server)
+            assert server.stdout is not None
+            if not server.stdout.readline():
+                return 1  # The server has said why.
+            ready_s = time.monotonic() - began
+            idle = _memory(server.pid)
+            client = Client(settings.url)
+            for picture in Bundle.open(arguments.bundle).golden.pictures * 20:
+                client.predict(picture)
+            processes = _memory(server.pid)
+            tensorflow = sorted(name for pid, name in _names(server.pid).items() if _has_tensorflow(pid))
+        finally:
+            ended = time.monotonic()
+            server.send_signal(signal.SIGINT)
+            server.wait()
+    claims = {
+        "replica_ready_s <= 5": replica_ready_s <= _CLAIM_READY_S,
+        "rss_mb <= 350 each": all(float(str(p["rss_mb"])) <= _CLAIM_RSS_MB for p in processes.values()),
+        "no TensorFlow": not tensorflow,
+    }
+    result = {
+        "bundle": Bundle.open(arguments.bundle).record.name,
+        "cores": usable_cores(),
+        "processor": platform.machine(),
+        "versions": {name: version(name) for name in ("ray", "openvino")} | {"python": platform.python_version()},
+        "server_ready_s": round(ready_s, 2),
+        "replica_ready_s": round(replica_ready_s, 2),
+        "server_ended_s": round(time.monotonic() - ended, 2),
+        "replica_idle": idle[replica],
+        "processes": list(processes.values()),
+        "with_tensorflow": tensorflow,
+        "claims": claims,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    return 0 if all(claims.values()) else 1
+
+
+def _watch_replica(server: subprocess.Popen[str]) -> tuple[int, float]:
+    """The replica's process id, and the seconds from its process's start to its open HTTP port."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline and server.poll() is None:
+        replica = next((pid for pid, name in _names(server.pid).items() if "ServeReplica" in name), None)
+        if replica is not None and _listens_for_http(replica):
+            return replica, _age_s(replica)
+        time.sleep(_POLL_S)
+    raise SystemExit("The server's replica was never ready.")
+
+
+def _names(root: int) -> dict[int, str]:
+    names = {}
+    for pid in descendants(root) | {root}:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        shown = words[0].decode()
+        if "ray::" in shown:
+            names[pid] = shown.partition("::")[2]
+        elif pid == root:
+            names[pid] = "driver"
+        else:
+            known = ("haproxy", "gcs_server", "raylet", "log_monitor", "monitor")
+            text = b" ".join(words).decode()
+            names[pid] = next((name for name in known if name in text), Path(shown).name)
+    return names
+
+
+def _age_s(pid: int) -> float:
+    # Field 22 of proc_pid_stat(5): the start in clock ticks since boot.
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime_s - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _listens_for_http(pid: int) -> bool:
+    """Whether the process listens on an IPv4 port: the replica's HTTP port; gRPC's are IPv6."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(str(descriptor.readlink()))
+        except OSError:
+            continue
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets for fields in lines)
+
+
+def _memory(root: int) -> dict[int, dict[str, object]]:
+    found: dict[int, dict[str, object]] = {}
+    for pid, name in _names(root).items():
+        try:
+            fields = dict(
+                line.split(":", 1)
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+                if ":" in line
+            )
+        except OSError:
+            continue
+        found[pid] = {"name": name} | {
+            f"{key.lower()}_mb": round(int(fields[key].split()[0]) * 1024 / _MEGABYTE, 1) for key in ("Rss", "Pss")
+        }
+    return found
+
+
+def _has_tensorflow(pid: int) -> bool:
+    try:
+        return "libtensorflow" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

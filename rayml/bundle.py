@@ -1,0 +1,364 @@
+"""The sealed bundle: one folder that holds all of a classifier, the only thing that passes from training to serving.
+
+    bundle.json            what it is, with the sha256 of every other file
+    model.onnx             uint8 (N, H, W, 3) "images" -> float32 (N, C) "logits"
+    head.npz               the head alone, the very numbers that the graph holds
+    golden/*.png           pictures, golden/logits.npy: the logits that the training path gave for them,
+    golden/index.json      in which order, and which class each one is: a server is ready when it reproduces them
+    MODEL_CARD.md          for people
+
+Nothing in it can run code: no pickle, no `.keras`, no `.h5`. Letters in comments: G golden pictures, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml import arrays, bundle_json, graph
+from rayml.bundle_json import CARD, GOLDEN, GOLDEN_INDEX, GOLDEN_LOGITS, HEAD, MODEL, RECORD, Record, Training
+from rayml.errors import BundleError, UsageError
+from rayml.head import HeadWeights
+from rayml.model_card import model_card
+
+__all__ = ["Bundle", "BundleContents", "Golden", "Record", "Training", "write_bundle"]
+
+# More golden pictures make every start of a server slower and prove nothing more.
+MAX_GOLDEN = 256
+_MAX_BYTES = {MODEL: graph.MAX_MODEL_BYTES, HEAD: 1 << 30, CARD: 1 << 20, GOLDEN_INDEX: 1 << 20, GOLDEN_LOGITS: 1 << 24}
+_MAX_PICTURE_BYTES = 20 << 20  # as images.ImageLimits
+_MAX_ENTRIES = MAX_GOLDEN + 16
+_HEAD_ARRAYS = ("inner_kernel", "inner_bias", "logits_kernel", "logits_bias")
+_AGAIN = "copy or build the bundle again"
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """Pictures with the answers that the training path gave.
+
+    Arguments:
+        pictures: G encoded PNG files, 1 to `MAX_GOLDEN`.
+        logits: float32 (G, C).
+    """
+
+    pictures: tuple[bytes, ...]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class BundleContents:
+    """All that `write_bundle` puts into a bundle.
+
+    Arguments:
+        name, version, classes, preprocessing, image_size_px, backbone_name, weights_sha256, dropout, training,
+            metrics, temperature, created: as in `bundle_json.Record`; `created` empty means now.
+        model: ONNX from `graph.attach_head`.
+        head: what was attached.
+        golden: pictures, with logits from the training path, not from the engine that is to be checked.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: str
+    image_size_px: int
+    backbone_name: str
+    weights_sha256: str
+    dropout: float
+    training: Training
+    metrics: Mapping[str, Any]
+    temperature: float
+    model: bytes = field(repr=False)
+    head: HeadWeights = field(repr=False)
+    golden: Golden = field(repr=False)
+    version: int = 1
+    created: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle on disk that was verified by `Bundle.open`.
+
+    Arguments:
+        path: its folder, absolute, links followed.
+        digest: sha256 hex of `bundle.json`, which seals every other file.
+        record: what `bundle.json` says.
+        head: the trained head.
+        golden: pictures and the logits that must come out.
+    """
+
+    path: Path
+    digest: str
+    record: Record
+    head: HeadWeights = field(repr=False)
+    golden: Golden = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Verify every byte of a bundle and read all but the graph, which `read_model` reads when it is needed.
+
+        Arguments:
+            path: the bundle's folder, or a link to it.
+
+        Raises:
+            BundleError: a file is missing, added, changed or not what it has to be; the message names it.
+        """
+        folder = Path(path)
+        _refuse_other_kinds(folder)
+        folder = folder.resolve()
+        found = _list_files(folder)
+        if RECORD not in found:
+            raise BundleError(f"expected a bundle's folder with {RECORD} in it. Received: {folder}", _AGAIN)
+        data = _read(folder, RECORD, bundle_json.MAX_JSON_BYTES)
+        record = Record.from_json(data)
+        for name in sorted({*record.files, RECORD} ^ found):
+            state = "is not there" if name in record.files else f"is there, and {RECORD} does not name it"
+            raise BundleError(f"a bundle must hold what {RECORD} names. Received: {name} {state}", _AGAIN)
+        contents = {name: _sealed(folder, record, name) for name in record.files if name != MODEL}
+        head = _read_head(record, contents[HEAD])
+        golden = _read_golden(record, contents)
+        _check_model(record, head, _sealed(folder, record, MODEL))
+        return cls(folder, hashlib.sha256(data).hexdigest(), record, head, golden)
+
+    def read_model(self) -> bytes:
+        """The graph's bytes, verified again: the folder may have changed since.
+
+        Raises:
+            BundleError: it has.
+        """
+        return _sealed(self.path, self.record, MODEL)
+
+
+def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:
+    """Write a bundle: whole under its name, or nothing there.
+
+    Everything is written into a hidden folder beside it, forced to disk, opened and verified as any reader would, and
+    then renamed in one step (POSIX `rename`). A writer that is killed leaves at most that hidden folder,
+    `.NAME.partial-...`, which can be deleted.
+
+    Arguments:
+        path: a folder that does not exist yet; its parent does.
+        contents: what to write.
+
+    Raises:
+        UsageError: something is at `path` already.
+        BundleError: the contents do not belong together, or the disk refused.
+    """
+    target = Path(path).absolute()
+    if os.path.lexists(target):
+        raise UsageError(f"a new folder was expected. Received: {target}, which exists", "choose another name")
+    files = _files(contents)
+    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+    try:
+        partial.mkdir()
+        (partial / GOLDEN).mkdir()
+        for name, data in files.items():
+            _write_durably(partial / name, data)
+        _sync_folder(partial / GOLDEN)
+        _sync_folder(partial)
+        Bundle.open(partial)
+        partial.rename(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(
+            f"{target} must be writable. Received: {reason}", "free space or choose another folder"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial)
+    return Bundle.open(target)
+
+
+def _files(contents: BundleContents) -> dict[str, bytes]:
+    """Every file of the bundle by its path, `bundle.json` last."""
+    golden, c = contents.golden, contents
+    names = [f"{i:03d}.png" for i in range(len(golden.pictures))]
+    if golden.logits.shape != (len(names), len(c.classes)):
+        raise BundleError(
+            f"{GOLDEN_LOGITS} must be {(len(names), len(c.classes))}, a row for each picture. "
+            f"Received: {golden.logits.shape}"
+        )
+    index = {
+        "classes": list(c.classes),
+        "pictures": [
+            {"file": name, "label": c.classes[int(best)]}
+            for name, best in zip(names, golden.logits.argmax(axis=1), strict=True)
+        ],
+    }
+    files = {
+        MODEL: c.model,
+        HEAD: c.head.to_npz(),
+        GOLDEN_LOGITS: arrays.write_npy(golden.logits),
+        GOLDEN_INDEX: json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n",
+        **{f"{GOLDEN}/{name}": data for name, data in zip(names, golden.pictures, strict=True)},
+    }
+
+    def record(digests: dict[str, str]) -> Record:
+        return Record(
+            name=c.name,
+            version=c.version,
+            created=c.created or datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            classes=c.classes,
+            preprocessing=c.preprocessing,
+            image_size_px=c.image_size_px,
+            backbone_name=c.backbone_name,
+            weights_sha256=c.weights_sha256,
+            size_inner=c.head.size_inner,
+            dropout=c.dropout,
+            training=c.training,
+            metrics=c.metrics,
+            temperature=c.temperature,
+            opset=graph.check_graph(c.model).opset,
+            files=digests,
+        )
+
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    unsealed = record({**digests, CARD: "0" * 64})  # The card is made from all but `files`, and is one of them.
+    files[CARD] = model_card(unsealed).encode()
+    files[RECORD] = record({**digests, CARD: hashlib.sha256(files[CARD]).hexdigest()}).to_json()
+    return files
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """A clear word to who offers a Keras file, a pickle, or any other thing that is no bundle."""
+    hint = "give the folder that `rayml tune` wrote, RUN/best; Keras and pickle files can run code and are never loaded"
+    if not path.exists():
+        raise BundleError(f"expected a bundle's folder. Received: {path}, which does not exist")
+    if not path.is_dir():
+        raise BundleError(f"expected a bundle's folder. Received: the file {path}", hint)
+    if not os.path.lexists(path / RECORD):
+        raise BundleError(f"expected a bundle's folder with {RECORD} in it. Received: {path}", hint)
+
+
+def _list_files(folder: Path) -> set[str]:
+    """Every file's relative path; only plain files, and only in the folder itself and in golden/."""
+    found: set[str] = set()
+    for part in ("", GOLDEN):
+        try:
+            with os.scandir(folder / part) as entries:
+                for entry in entries:
+                    name = f"{part}/{entry.name}" if part else entry.name
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode) and name == GOLDEN:
+                        continue
+                    if not stat.S_ISREG(mode):
+                        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+                        raise BundleError(f"a bundle must hold plain files only. Received: {name} is {kind}", _AGAIN)
+                    found.add(name)
+                    if len(found) > _MAX_ENTRIES:
+                        raise BundleError(f"a bundle must hold at most {_MAX_ENTRIES} files. Received: more", _AGAIN)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # Then its files are missing, which the caller says by name.
+        except OSError as error:
+            raise BundleError(f"{folder / part} must be readable. Received: {error.strerror}") from None
+    return found
+
+
+def _read(folder: Path, name: str, max_bytes: int) -> bytes:
+    """A plain file's bytes, never through a link and never more than `max_bytes`."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise BundleError(f"{name} must have at most {max_bytes} bytes. Received: {size}")
+            return file.read(size + 1)  # One more than it has, so that a file that grows does not pass.
+    except OSError as error:
+        raise BundleError(f"{name} must be readable. Received: {error.strerror}", _AGAIN) from None
+
+
+def _sealed(folder: Path, record: Record, name: str) -> bytes:
+    """A file's bytes, if they are the ones that bundle.json was written for."""
+    data = _read(folder, name, _MAX_BYTES.get(name, _MAX_PICTURE_BYTES))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != record.files[name]:
+        raise BundleError(f"{name} must have sha256 {record.files[name]}. Received: {digest}", _AGAIN)
+    return data
+
+
+def _read_head(record: Record, data: bytes) -> HeadWeights:
+    arrays.check_npz(data, HEAD, _HEAD_ARRAYS)
+    head = HeadWeights.from_npz(data)
+    if (head.size_inner, head.classes) != (record.size_inner, len(record.classes)):
+        raise BundleError(
+            f"{HEAD} must have {record.size_inner} inner units and {len(record.classes)} classes, as {RECORD} says. "
+            f"Received: {head.size_inner} and {head.classes}"
+        )
+    return head
+
+
+def _read_golden(record: Record, contents: Mapping[str, bytes]) -> Golden:
+    """The golden pictures in their order, with logits that fit the classes in number and order."""
+    index = bundle_json.strict_json(contents[GOLDEN_INDEX], GOLDEN_INDEX)
+    rows = index.get("pictures") if isinstance(index, dict) else None
+    fits = isinstance(rows, list) and all(
+        isinstance(row, dict) and set(row) == {"file", "label"} and all(isinstance(v, str) for v in row.values())
+        for row in rows
+    )
+    if not fits or set(index) != {"classes", "pictures"} or not rows:
+        raise BundleError(f"{GOLDEN_INDEX} must list classes, and pictures with file and label. Received: it does not")
+    if index["classes"] != list(record.classes):
+        raise BundleError(
+            f"{RECORD}: classes must be those that {GOLDEN_INDEX} was written with, in that order. "
+            f"Received: {list(record.classes)[:20]}"
+        )
+    names = [f"{GOLDEN}/{row['file']}" for row in rows]
+    listed = sorted(name for name in contents if name.endswith(".png"))
+    if sorted(names) != listed or len(names) > MAX_GOLDEN:
+        raise BundleError(f"{GOLDEN_INDEX} must list each golden picture once. Received: {names[:5]}")
+    logits = arrays.read_npy(contents[GOLDEN_LOGITS], GOLDEN_LOGITS)
+    if logits.shape != (len(names), len(record.classes)) or not np.isfinite(logits).all():
+        raise BundleError(
+            f"{GOLDEN_LOGITS} must hold finite numbers, {(len(names), len(record.classes))}. Received: {logits.shape}"
+        )
+    labels = [record.classes[int(best)] for best in logits.argmax(axis=1)]
+    if labels != [row["label"] for row in rows]:
+        raise BundleError(f"{GOLDEN_INDEX}: labels must be the highest of {GOLDEN_LOGITS}. Received: others")
+    return Golden(tuple(contents[name] for name in names), logits)
+
+
+def _check_model(record: Record, head: HeadWeights, model: bytes) -> None:
+    """The graph must be safe, and the one that the other files speak of."""
+    try:
+        info = graph.check_graph(model)
+    except BundleError as error:
+        raise BundleError(f"{MODEL}: {error.message}", error.hint or _AGAIN) from None
+    expected = (record.image_size_px, len(record.classes), record.opset)
+    if (info.image_size_px, info.outputs, info.opset) != expected:
+        raise BundleError(
+            f"{MODEL} must have image size, classes and opset {expected}, as {RECORD} says. "
+            f"Received: {(info.image_size_px, info.outputs, info.opset)}"
+        )
+    same = info.head is not None and all(
+        np.array_equal(array, info.head.arrays()[name]) for name, array in head.arrays().items()
+    )
+    if not same:
+        raise BundleError(f"{MODEL} must end in the head of {HEAD}. Received: another")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""`rayml serve`: a bundle behind HTTP, until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+AUTO = "auto"
+
+
+def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == AUTO:
+        return None
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise click.BadParameter(f"must be {AUTO} or a whole number above 0. Received: {value}", param=parameter)
+    return number
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "openvino", "onnxruntime"]),
+    default=AUTO,
+    show_default=True,
+    help="What runs the model.",
+)
+@click.option(
+    "--replicas",
+    callback=_count_or_auto,
+    default=AUTO,
+    metavar="auto|N",
+    show_default=True,
+    help="Processes; auto is 1.",
+)
+@click.option(
+    "--threads",
+    callback=_count_or_auto,
+    default=AUTO,
+    metavar="auto|N",
+    show_default=True,
+    help="Threads each; auto: all cores.",
+)
+def serve(bundle: Path, host: str, port: int, engine: str, replicas: int | None, threads: int | None) -> None:
+    """Serve BUNDLE over HTTP on HOST:PORT until Ctrl-C.
+
+    The address is printed once a picture of the bundle sent to it has come back with the right answer.
+    """
+    from serving.config import ServeSettings
+    from serving.run import serve_forever
+
+    settings = ServeSettings(host=host, port=port, engine=engine, replicas=replicas, threads=threads)
+
+    def announce(url: str) -> None:
+        click.echo(f"Serving {bundle} on {url}")
+        click.echo(f"  curl --data-binary @shirt.jpg -H 'content-type: image/jpeg' {url}/predict")
+        click.echo("Ctrl-C ends it.")
+
+    click.echo(f"Starting Ray Serve for {bundle} ...", err=True)
+    serve_forever(bundle, settings, announce)
+    click.echo("Ended.", err=True)

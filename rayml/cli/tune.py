@@ -1,0 +1,88 @@
+"""`rayml tune`: a search from photos to a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayml.errors import UsageError
+
+
+def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """One or more numbers separated by commas: "10,100" -> (10, 100)."""
+
+    def parse(_context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else tuple(kind(part) for part in value.split(","))
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise click.BadParameter(
+                f"must be {what} separated by commas. Received: {value}", param=parameter
+            ) from None
+
+    return parse
+
+
+@click.command()
+@click.argument("photos", metavar="DATA", required=False, type=click.Path(path_type=Path))
+@click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="New folder for all that comes out.")
+@click.option("--config", metavar="FILE.yaml", type=click.Path(path_type=Path), help="Settings; options go before it.")
+@click.option("--validation-fraction", metavar="SHARE", type=float, help="Where DATA has no validation/, e.g. 0.2.")
+@click.option("--skip-unreadable", is_flag=True, default=None, help="Go on without pictures that cannot be read.")
+@click.option(
+    "--backbone", metavar="NAME", help="xception (default), mobilenet_v2, ... of keras.applications; or tiny."
+)
+@click.option("--weights", metavar="imagenet|none|FILE", help="Of the backbone; imagenet by default, none is random.")
+@click.option("--image-size", metavar="PX", type=int, help="Side of the square it looks at; 150 for xception.")
+@click.option("--size-inner", metavar="N,N,...", callback=_numbers(int), help="Units of the inner layer: 10,100,1000.")
+@click.option("--learning-rate", metavar="X,X,...", callback=_numbers(float), help="Of Adam: 0.0001,0.001,0.01,0.1.")
+@click.option("--dropout", metavar="SHARE", type=float, help="After the inner layer: 0.")
+@click.option("--epochs", metavar="N", type=int, help="Of each trial at most: 10.")
+@click.option("--batch-size", metavar="N", type=int, help="Photos a step: 32.")
+@click.option("--seed", metavar="N", type=int, help="Of everything random: 1.")
+@click.option("--scheduler", metavar="asha|none", help="What stops trials early: asha.")
+@click.option("--grace-period", metavar="N", type=int, help="Epochs before ASHA may stop a trial: 2.")
+@click.option("--reduction-factor", metavar="X", type=float, help="ASHA keeps the best 1/X at each rung: 3.")
+@click.option("--address", metavar="local|auto|HOST:PORT", help="The Ray cluster to use: local starts one.")
+@click.option("--trial-cpus", metavar="N", type=float, help="Processors of a trial; shared out by default.")
+@click.option("--trial-gpus", metavar="N", type=float, help="Graphics processors of a trial, e.g. 0.25: 0.")
+@click.option("--max-concurrent", metavar="N", type=int, help="Trials at once at most.")
+@click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="For backbones and features.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def tune(photos: Path | None, config: Path | None, as_json: bool, **options: Any) -> None:
+    """Search for the best classifier of the photos in DATA and write it to RUN/best.
+
+    DATA holds train/CLASS/*.jpg and validation/CLASS/*.jpg, or CLASS/*.jpg with --validation-fraction.
+
+    \b
+    rayml tune photos --out run
+    rayml tune photos --out run --backbone mobilenet_v2 --image-size 224 --size-inner 10,100 --epochs 5
+    """
+    from rayml.progress import Progress
+    from tune_jobs.config import make_settings, read_settings
+    from tune_jobs.run import run_tune
+
+    given = {"data": photos, **options}
+    values = {**(read_settings(config) if config else {}), **{k: v for k, v in given.items() if v is not None}}
+    for name, what in (("data", "DATA"), ("out", "--out RUN")):
+        if name not in values:
+            raise UsageError(f"{what} is needed. Received: nothing", "rayml tune DATA --out RUN")
+    summary = run_tune(make_settings(values, str(config or "options")), Progress())
+    if as_json:
+        click.echo(json.dumps(summary.to_json()))
+        return
+    click.echo(
+        f"{'trial':>5}  {'size_inner':>10}  {'learning_rate':>13}  {'status':8}  {'epochs':>6}  {'val_accuracy':>12}"
+    )
+    for trial in summary.trials:
+        mark = "  <- best" if trial == summary.best else ""
+        click.echo(
+            f"{trial.trial_id:>5}  {trial.size_inner:>10}  {trial.learning_rate:>13g}  {trial.status:8}  "
+            f"{trial.epochs:>6}  {trial.val_accuracy:>12.4f}{mark}"
+        )
+    click.echo(f"The largest class alone would score {summary.largest_class_share:.4f}.")
+    click.echo(f"Next: rayml serve {summary.bundle}")

@@ -1,0 +1,11 @@
+"""What runs a graph: one small interface, three engines behind it.
+
+openvino     the fastest on a processor, `auto`'s first choice
+onnxruntime  everywhere else, `auto`'s second choice
+tensorflow   the reference that the others are measured against: wraps a Keras model, never reads a graph
+"""
+
+from rayml.engines.base import Engine
+from rayml.engines.load import ENGINES, load_engine
+
+__all__ = ["ENGINES", "Engine", "load_engine"]

@@ -1,0 +1,92 @@
+"""The interface of all engines.
+
+The ONNX engines take one picture at a time, whatever a caller passes. Measured on two cores with Xception at 150 px and
+MobileNetV2 at 224 px, a fixed shape of one picture against open batches of 4 to 32: OpenVINO takes 48 and 8.5 ms of
+processor time a picture against 49 to 52 and 11.5 to 15, ONNX Runtime no more than in batches, a serving process holds
+300 and 165 MB against 320 to 770 and 200 to 770; and an answer never depends on what else was asked at the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.errors import UsageError
+
+
+class Engine(ABC):
+    """A graph made ready to run. Calling it is thread-safe.
+
+    `name` says which engine it is, `image_size_px` the H = W that it takes, `outputs` the K that it gives,
+    `threads` how many threads it computes with.
+    """
+
+    name: str
+    image_size_px: int
+    outputs: int
+    threads: int
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the graph.
+
+        Arguments:
+            images: uint8 (N, H, W, 3), any N including 0.
+
+        Returns:
+            float32 (N, K), C-contiguous, the caller's own.
+
+        Raises:
+            ValueError: another type or shape.
+        """
+        size = self.image_size_px
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images must be uint8 (N, {size}, {size}, 3). Received: {images.dtype} {images.shape}")
+        result = np.empty((len(images), self.outputs), np.float32)
+        if len(images):
+            self._run(np.ascontiguousarray(images), result)
+        return result
+
+    @abstractmethod
+    def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
+        """Fill `result` (N, K) from `images`, N >= 1, both C-contiguous."""
+
+
+class MissingPackage(UsageError):
+    """None of the packages that an engine needs is installed; the hint names the extra that brings it."""
+
+    def __init__(self, *packages: str) -> None:
+        super().__init__(
+            f"the engine needs the package {' or '.join(packages)}. Received: it is not installed",
+            " or ".join(f'pip install "rayml[{package}]"' for package in packages),
+        )
+
+
+def is_missing(error: ImportError, package: str) -> bool:
+    """Whether an import failed since `package` itself is not there; any other failure is a bug to be seen."""
+    return isinstance(error, ModuleNotFoundError) and error.name == package
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: after a model was read, glibc keeps 80 to 190 MB of it (measured)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def usable_threads(threads: int | None) -> int:
+    """The number of threads asked for, or as many as this process may use processors.
+
+    Raises:
+        UsageError: below 1.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads < 1:
+        raise UsageError(f"threads must be at least 1. Received: threads={threads}")
+    return threads

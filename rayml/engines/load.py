@@ -1,0 +1,65 @@
+"""Which engine runs a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rayml.engines.base import Engine, MissingPackage, give_back_memory
+from rayml.errors import BundleError, UsageError
+
+ENGINES = ("auto", "openvino", "onnxruntime", "tensorflow")
+
+
+def load_engine(
+    model: bytes | Path, name: str = "auto", threads: int | None = None, streams: int | None = None
+) -> Engine:
+    """Make a graph ready to run.
+
+    Arguments:
+        model: ONNX, as bytes or a file, uint8 (N, H, W, 3) "images" -> float32 (N, K). From a stranger, let
+            `graph.check_graph` see it first.
+        name: "openvino", "onnxruntime", or "auto": OpenVINO where it is installed, else ONNX Runtime.
+        threads: how many threads it computes with, all callers together; as many as there are processors by default.
+        streams: how many pictures it works on side by side, sharing the threads; OpenVINO only, see there.
+
+    Raises:
+        UsageError: an unknown name, an engine that is not installed, or fewer threads or streams than 1.
+        BundleError: the engine does not accept the graph.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(ENGINES)}. Received: {name!r}")
+    if name == "tensorflow":
+        raise UsageError(
+            "an engine that reads ONNX was expected. Received: 'tensorflow', which runs a Keras model with its weights",
+            "use openvino or onnxruntime; in Python, rayml.engines.tensorflow.TensorFlowEngine(keras_model)",
+        )
+    graph = model if isinstance(model, bytes) else _read(model)
+    engine = _make(graph, name, threads, streams)
+    give_back_memory()
+    return engine
+
+
+def _make(graph: bytes, name: str, threads: int | None, streams: int | None) -> Engine:
+    if name in ("auto", "openvino"):
+        from rayml.engines.openvino import OpenVINOEngine
+
+        try:
+            return OpenVINOEngine(graph, threads, streams)
+        except MissingPackage:
+            if name == "openvino":
+                raise
+    from rayml.engines.onnxruntime import OnnxRuntimeEngine
+
+    try:
+        return OnnxRuntimeEngine(graph, threads)
+    except MissingPackage:
+        if name == "onnxruntime":
+            raise
+        raise MissingPackage("openvino", "onnxruntime") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"expected a readable graph. Received: {path} ({error.strerror})") from None

@@ -1,0 +1,83 @@
+"""The errors rayml raises on purpose: one tree, so that a caller catches as much of it as it means.
+
+RaymlError                what a person can act on; everything else is a bug in rayml
+├── UsageError            an option or setting is wrong, or what it points to is not there
+├── InputError            one picture or request cannot be answered; carries an HTTP status and a code
+├── DataError             a folder of labelled photos cannot be learned from
+├── WeightsError          a backbone's weights are missing or do not fit it
+├── BundleError           a bundle is damaged, incomplete, unsafe or from a newer rayml
+├── SearchError           a search ended without a winner
+└── ServerError           a server could not be started, reached, or answered nonsense
+
+Each message says what was expected and what came; `hint` says what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RaymlError(Exception):
+    """An error that a person can act on.
+
+    Arguments:
+        message: one line: what was expected, then what came.
+        hint: one line: what to do about it, or "" where nothing helps.
+
+    `exit_code` is what a command ends with: 2 for wrong usage or input, 1 for a failure.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(RaymlError):
+    """An option or setting is wrong, or what it points to is not there."""
+
+    exit_code = 2
+
+
+class InputError(RaymlError):
+    """One picture or request cannot be answered.
+
+    Arguments:
+        message: as in `RaymlError`; it must not name a path of this machine, strangers read it.
+        status: the HTTP status, 400 to 504.
+        code: a stable snake_case name of the fault for programs, e.g. `unreadable_image`.
+        hint: as in `RaymlError`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, status: int = 400, code: str = "bad_request", hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.code = code
+
+
+class DataError(RaymlError):
+    """A folder of labelled photos cannot be learned from."""
+
+    exit_code = 2
+
+
+class WeightsError(RaymlError):
+    """A backbone's weights are missing or do not fit it."""
+
+    exit_code = 2
+
+
+class BundleError(RaymlError):
+    """A bundle is damaged, incomplete, unsafe or from a newer rayml."""
+
+    exit_code = 2
+
+
+class SearchError(RaymlError):
+    """A search ended without a winner."""
+
+
+class ServerError(RaymlError):
+    """A server could not be started, reached, or answered nonsense."""

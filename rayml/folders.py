@@ -1,0 +1,135 @@
+"""Folders of class folders on disk: what lies in them, read without trust.
+
+Links are followed, two levels deep and no deeper, so that a link that leads back cannot make the reading go round;
+devices and pipes are never opened. Used by `rayml.data` only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from rayml.errors import DataError
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+_READ_BYTES = 2**20  # Hashing in pieces of 1 MiB keeps memory flat for files of any size.
+_SHOWN_NAMES = 8  # Enough names in a message to see what is wrong.
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+Kind = Literal["folder", "file", "nothing", "device"]
+
+
+class FolderReader:
+    """Reads class folders below one root, and remembers what it left aside.
+
+    Arguments:
+        root: what all names in the results are relative to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._ignored: set[str] = set()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The names of what is not used, sorted, folders with a "/" at their end."""
+        return tuple(sorted(self._ignored))
+
+    def ignore(self, paths: Iterable[Path]) -> None:
+        """Note that these are not used."""
+        self._ignored.update(self._relative(path) + "/" * (kind(path) == "folder") for path in paths)
+
+    def class_photos(self, folder: Path) -> dict[str, list[tuple[str, str]]]:
+        """The photos in each class folder of `folder`: {class: [(relative path, sha256)]}, sorted.
+
+        Raises:
+            DataError: a folder or photo cannot be read, or a class has a name that cannot be shown.
+        """
+        found: dict[str, list[tuple[str, str]]] = {}
+        for class_folder in entries(folder):
+            if kind(class_folder) != "folder":
+                self.ignore([class_folder])
+                continue
+            paths = entries(class_folder)
+            photos = [path for path in paths if _is_photo(path)]
+            self.ignore(set(paths) - set(photos))
+            found[_label(class_folder)] = [(self._relative(path), _sha256(path)) for path in photos]
+        return found
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def kind(path: Path) -> Kind:
+    """What a path leads to, links followed.
+
+    Raises:
+        DataError: the folder that it lies in does not let it be seen.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return "nothing"
+        raise _unreadable(path, error) from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "device"
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name; hidden files and folders (.DS_Store, __MACOSX) are left out.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        found = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return [entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+
+
+def shown(names: Iterable[str]) -> str:
+    """Names for a message: sorted, and only the first few of many."""
+    found = sorted(names)
+    rest = len(found) - _SHOWN_NAMES
+    return (", ".join(found[:_SHOWN_NAMES]) or "nothing") + (f" and {rest} more" if rest > 0 else "")
+
+
+def _is_photo(path: Path) -> bool:
+    """Whether it is named like a photo and is a file, or a link that should lead to one."""
+    return path.suffix.lower() in PHOTO_SUFFIXES and kind(path) in ("file", "nothing")
+
+
+def _label(folder: Path) -> str:
+    """The folder's name, if it can be written into a bundle and an HTTP answer."""
+    if not folder.name.isprintable():  # Line breaks, and bytes that are not UTF-8.
+        raise DataError(
+            f"{folder.parent}: expected a class name of printable characters. Received: {folder.name!a}",
+            "Rename the folder.",
+        )
+    return folder.name
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: expected something readable. Received: {error.strerror}",
+        "Allow reading it, or move it away.",
+    )

@@ -1,0 +1,83 @@
+"""JPEG files: ITU-T T.81, annex B."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+
+from rayml.formats.common import MAX_PARTS, StrippedImage, too_large, unreadable
+from rayml.formats.exif import exif_orientation
+
+MAX_SCANS = 100
+"""An ordinary progressive JPEG has about ten scans; each costs a pass over the whole picture and need not hold data."""
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # Neither stuffing (00), fill (ff) nor restart (d0 to d7).
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+_START, _END, _SCAN, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
+_METADATA = frozenset(range(0xE0, 0xF0)) | {0xFE}
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The marker, start and end of each segment up to the end of the first picture; coded data lies between them."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        match = _MARKER.search(data, position)
+        if match is None:
+            break
+        start, position = match.span()
+        marker = data[start + 1]
+        if marker == _END:
+            yield marker, start, position
+            return
+        if marker in (_START, _TEM) or 0x01 < marker < 0xC0:
+            raise unreadable("a JPEG file with an unknown part")
+        length = int.from_bytes(data[position : position + 2], "big")
+        position += length
+        if length < 2 or position > len(data):
+            break
+        yield marker, start, position
+    else:
+        raise too_large(f"at most {MAX_PARTS} segments", "a JPEG file of more")
+    raise unreadable("a JPEG file that is cut short")
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the frame header."""
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES and end - start >= 9:
+            height, width = struct.unpack_from(">HH", data, start + 5)
+            return width, height
+        if marker in (_SCAN, _END):
+            break
+    raise unreadable("a JPEG file without a picture")
+
+
+def strip(data: bytes) -> StrippedImage:
+    """Leave tables, frame and scans, and what says how the colours are meant; see `rayml.formats.strip`."""
+    view = memoryview(data)
+    pieces = [view[:2]]
+    frames = scans = scans_start = 0
+    exif: bytes | None = None
+    for marker, start, end in _segments(data):
+        body = data[start + 4 : start + 18]
+        if marker == _SCAN:
+            scans += 1
+            scans_start = scans_start or start
+            if scans > MAX_SCANS:
+                raise too_large(f"at most {MAX_SCANS} scans", "a JPEG file of more")
+        elif marker == _END and scans:
+            pieces.append(view[scans_start:end])
+        elif scans == 0:
+            frames += marker in _FRAMES
+            if marker == _EXIF and exif is None and body.startswith(b"Exif\0\0"):
+                exif = data[start + 4 : end]
+            # These two say what the colours mean; too short, the decoders do not take them.
+            jfif = marker == _JFIF and body.startswith(b"JFIF\0") and end - start >= 18
+            adobe = marker == _ADOBE and body.startswith(b"Adobe") and end - start >= 16
+            if marker not in _METADATA or jfif or adobe:
+                pieces.append(view[start:end])
+    if frames != 1 or scans == 0:
+        raise unreadable("a JPEG file without exactly one picture")
+    return StrippedImage(b"".join(pieces), exif_orientation(exif or b""))

@@ -1,0 +1,161 @@
+"""A backbone frozen to disk: its ONNX graph, and pictures with the features that Keras itself gave for them.
+
+Made once for each (architecture, weights, image size) and kept in the cache; the feature pass, the search and the
+bundle all use these very bytes. The pictures become a bundle's golden images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
+from rayml.errors import RaymlError
+from rayml.images import load_pixels, preprocessing_id
+
+FREEZE_VERSION = 1  # Raise when the graph that the same spec gives changes.
+GOLDEN_PICTURE_SIZE_PX = 160  # Not a size that any backbone looks at, so that resizing is part of what they check.
+GOLDEN_SEED = 7  # The default sample and the training of tiny draw with far larger seeds.
+ENGINE_TOLERANCE = 1e-3  # Of the largest feature. Float32 engines differ by about 1e-5; a wrong graph by far more.
+
+
+def default_cache() -> Path:
+    """Where frozen backbones and features are kept: $RAYML_CACHE, else $XDG_CACHE_HOME/rayml, else ~/.cache/rayml."""
+    if path := os.environ.get("RAYML_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayml"
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """What lies in a frozen backbone's folder.
+
+    Arguments:
+        folder: holds `backbone.onnx`, `backbone.json`, `golden/*.png`, `golden/features.npy`.
+        name, image_size_px: as in `BackboneSpec`.
+        weights_sha256: see `rayml.backbones.weights_sha256`.
+        graph_sha256: of `backbone.onnx`.
+        features: D, the length of a feature vector.
+    """
+
+    folder: Path
+    name: str
+    image_size_px: int
+    weights_sha256: str
+    graph_sha256: str
+    features: int
+
+    @property
+    def preprocessing(self) -> str:
+        """What happens to an encoded picture before the graph, as `rayml.images` names it."""
+        return preprocessing_id(self.image_size_px)
+
+    def graph(self) -> bytes:
+        """The ONNX file's bytes: `images` uint8 (N, H, W, 3) -> `features` float32 (N, D)."""
+        return (self.folder / "backbone.onnx").read_bytes()
+
+    def golden(self) -> tuple[dict[str, bytes], NDArray[np.float32]]:
+        """G pictures by file name, as PNG bytes, and the features that Keras gave for them, float32 (G, D)."""
+        pictures = {path.name: path.read_bytes() for path in sorted((self.folder / "golden").glob("*.png"))}
+        return pictures, np.load(self.folder / "golden" / "features.npy", allow_pickle=False)
+
+
+def frozen_folder(spec: BackboneSpec, cache: Path) -> Path:
+    """Where the cache keeps a backbone: named by everything that decides its graph. Reads the weights file once."""
+    identity = {
+        "freeze": FREEZE_VERSION,
+        "backbone": spec.name,
+        "weights": file_sha256(spec.weights_file) if spec.weights_file else spec.weights,
+        "image_size": spec.image_size_px,
+        "opset": ONNX_OPSET,
+        **{package: version(package) for package in ("keras", "tf2onnx", "rayml")},
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return cache / "backbones" / f"{spec.name}-{spec.image_size_px}-{key[:16]}"
+
+
+def load_frozen(folder: Path) -> FrozenBackbone | None:
+    """Open a frozen backbone, or None if there is none, or not a whole one."""
+    try:
+        described = json.loads((folder / "backbone.json").read_text())
+        frozen = FrozenBackbone(folder=folder, **described)
+        whole = file_sha256(folder / "backbone.onnx") == frozen.graph_sha256
+        return frozen if whole and len(frozen.golden()[0]) == len(frozen.golden()[1]) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
+    """Build the backbone in Keras, write its graph and golden features into the cache, and check it on an engine.
+
+    Loads TensorFlow. Two processes may freeze the same backbone: the first to finish wins.
+
+    Raises:
+        WeightsError: as `rayml.backbones.build_base`.
+        RaymlError: the engine does not reproduce Keras' features, or the cache cannot be written.
+    """
+    from rayml.backbones import build_base, feature_model, weights_sha256
+    from rayml.engines import load_engine
+    from rayml.export import to_onnx
+    from rayml.sample import CLASSES, draw
+
+    base = build_base(spec)
+    model = feature_model(spec, base)
+    pictures: dict[str, bytes] = {}
+    for label in CLASSES:
+        buffer = io.BytesIO()
+        draw(label, GOLDEN_SEED, size_px=GOLDEN_PICTURE_SIZE_PX).save(buffer, "PNG")
+        pictures[f"{label}.png"] = buffer.getvalue()
+    pixels = np.stack([load_pixels(pictures[name], spec.image_size_px) for name in sorted(pictures)])
+    expected = np.asarray(model(pixels, training=False), np.float32)  # (G, D)
+    graph = to_onnx(model)
+    engine = load_engine(graph)
+    difference = float(np.abs(engine(pixels) - expected).max())
+    if not difference <= ENGINE_TOLERANCE * float(np.abs(expected).max()):
+        raise RaymlError(
+            f"{engine.name} does not reproduce the features of {spec.name}: expected a difference of at most "
+            f"{ENGINE_TOLERANCE:g} of the largest feature, {np.abs(expected).max():g}. Received: {difference:g}",
+            "Please report this with the versions of keras, tf2onnx and the engine.",
+        )
+    folder = frozen_folder(spec, cache)
+    described = {
+        "name": spec.name,
+        "image_size_px": spec.image_size_px,
+        "weights_sha256": weights_sha256(spec, base),
+        "graph_sha256": hashlib.sha256(graph).hexdigest(),
+        "features": int(expected.shape[1]),
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            (draft / "golden").mkdir()
+            for name, data in pictures.items():
+                (draft / "golden" / name).write_bytes(data)
+            np.save(draft / "golden" / "features.npy", expected)
+            (draft / "backbone.onnx").write_bytes(graph)
+            (draft / "backbone.json").write_text(json.dumps(described, indent=1))
+            if load_frozen(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise RaymlError(
+            f"the cache must be writable. Received: {error.strerror} at {error.filename}",
+            "Free some space, or point --cache (or RAYML_CACHE) to another folder.",
+        ) from None
+    frozen = load_frozen(folder)
+    if frozen is None:
+        raise RaymlError(f"the frozen backbone could not be read back from {folder}", "Is the disk full?")
+    return frozen

@@ -1,0 +1,163 @@
+"""The one preprocessing: an encoded picture in, uint8 pixels out, the same for training, evaluation and serving.
+
+What each kind of picture means is defined here: JPEG may be decoded at half, a quarter or an eighth of its size where
+this is still at least the wanted size; alpha and transparent colours lie on white; 16-bit samples keep their high byte;
+CMYK is inverted if and only if an Adobe marker says so; EXIF turns the picture; profiles are ignored; of an animation
+the first frame counts; the square result does not keep the aspect. `preprocessing_id` names all this in a bundle.
+
+What decoding takes of memory is bounded by `ImageHeader.peak_bytes`: at the default limits 450 MB, for WebP 850 MB; an
+ordinary (baseline) JPEG needs a tenth of a byte a pixel.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
+
+from rayml.errors import InputError, UsageError
+from rayml.formats import ImageHeader, StrippedImage, read_header, strip, too_large, unreadable
+
+__all__ = ["DEFAULT_LIMITS", "ImageHeader", "ImageLimits", "check_header", "load_pixels", "preprocessing_id"]
+
+# Pillow's plugins by name instead of `Image.open`: no other format can be reached, a multi-picture JPEG stays its first
+# picture, and no warning about large pictures is raised beside the limits kept here.
+_OPENERS: dict[str, type[ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+
+_MAX_SIDE_PX = 1_000_000
+"""libpng's own limit of width and height; Pillow's resize takes 16 bytes for each pixel of a side."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation (CIPA DC-008, tag 0x0112)."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """How large a picture may be; all are checked before anything is decoded.
+
+    Arguments:
+        max_bytes: of the encoded file; 20 MiB holds the largest photos of today's cameras.
+        max_pixels: width times height; 50 million is what those cameras take.
+        max_frames: of an animation, of which only the first counts.
+    """
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000
+    max_frames: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1. Received: {value}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def preprocessing_id(image_size_px: int) -> str:
+    """The name of what `load_pixels` does, which travels with features and bundles."""
+    return f"decode(draft)|exif|rgb(white)|resize({image_size_px},{image_size_px},bilinear)"
+
+
+def check_header(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
+    """Hold a file against the limits by its length and its header; nothing is decoded.
+
+    Raises:
+        InputError: `empty_image` or `unreadable_image` (400), `image_too_large` (413), `unsupported_image` (415).
+    """
+    if len(data) > limits.max_bytes:
+        raise too_large(f"at most {limits.max_bytes} bytes", f"{len(data)} bytes")
+    header = read_header(data)
+    received = f"{header.width} x {header.height} pixels"
+    if header.width * header.height > limits.max_pixels:
+        raise too_large(f"at most {limits.max_pixels} pixels", received)
+    if max(header.width, header.height) > _MAX_SIDE_PX:
+        raise too_large(f"sides of at most {_MAX_SIDE_PX} pixels", received)
+    return header
+
+
+def load_pixels(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Turn an encoded picture into pixels.
+
+    Arguments:
+        data: a whole JPEG, PNG or WebP file; anything may follow it.
+        image_size_px: height and width of the result, at least 1.
+        limits: what is refused unread.
+
+    Returns:
+        uint8 (H, W, 3), RGB, C-contiguous, H = W = `image_size_px`.
+
+    Raises:
+        InputError: `empty_image` or `unreadable_image` (400), `image_too_large` (413), `unsupported_image` (415).
+    """
+    if image_size_px < 1:
+        raise UsageError(f"image_size_px must be at least 1. Received: {image_size_px}")
+    header = check_header(data, limits)
+    stripped = strip(data, header, limits.max_frames)
+    try:
+        return _decode(stripped, header, image_size_px)
+    except InputError:
+        raise
+    except (MemoryError, Image.DecompressionBombError):
+        raise too_large("a picture that fits into memory", f"{header.width} x {header.height} pixels") from None
+    except Exception:  # Damaged bytes make Pillow raise nearly anything; what it was does not help whoever sent them.
+        raise unreadable(f"a {header.format} file whose picture cannot be decoded") from None
+
+
+def _decode(stripped: StrippedImage, header: ImageHeader, image_size_px: int) -> NDArray[np.uint8]:
+    """`load_pixels` without the checks. `image` is bound anew at each step so that only two copies live at a time."""
+    size = (image_size_px, image_size_px)
+    image: Image.Image = _OPENERS[header.format](io.BytesIO(stripped.stream))
+    if image.size != (header.width, header.height):
+        raise unreadable(f"a {header.format} file that contradicts its header")
+    image.draft("RGB", size)
+    image.load()
+    if "transparency" in image.info:  # PNG's transparent colours: a table for P, one colour for 1, L and RGB.
+        image = image.convert("RGBA")
+    if image.mode == "CMYK":
+        image = _plain_cmyk(image).convert("RGB")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode == "I;16":
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "RGBA":
+        image = image.convert("RGBa")  # Colours times alpha: only these may be averaged.
+    elif image.mode == "LA":
+        image = image.convert("La")
+    if stripped.orientation != 1:
+        image = image.transpose(_TURNS[stripped.orientation])
+    return _rgb_on_white(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _plain_cmyk(image: Image.Image) -> Image.Image:
+    """CMYK in which 255 is full ink. Pillow inverts every CMYK JPEG, but only those with an Adobe marker need it."""
+    return image if "adobe" in image.info else image.point([255 - value for value in range(256)] * 4)
+
+
+def _rgb_on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) of an image in mode L, RGB, La or RGBa."""
+    if image.mode == "L":
+        image = image.convert("RGB")
+    if image.mode == "RGB":
+        return np.array(image)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+    colour, alpha = pixels[..., :-1], pixels[..., -1:]
+    return np.ascontiguousarray(np.broadcast_to(colour + (255 - alpha), (*pixels.shape[:2], 3)))

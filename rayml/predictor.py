@@ -1,0 +1,144 @@
+"""From encoded pictures to answers: a bundle, the one preprocessing and an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml import images
+from rayml.bundle import Bundle
+from rayml.engines import load_engine
+from rayml.errors import BundleError, InputError
+from rayml.metrics import softmax
+
+# How far an engine's logits may lie from the training path's, as a share of the largest golden logit (at least of 1).
+# Float32 engines add the same numbers in another order: 1e-6 to 1e-5 through 50 to 130 layers (measured). Computing in
+# bfloat16 (8 bits of mantissa), pixels decoded otherwise, or classes exchanged miss by 1e-2 and more.
+GOLDEN_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Arguments:
+        label: the class with the highest logit, the first of equal ones.
+        confidence: its probability, 0..1.
+        probabilities: softmax(logits / temperature) by class, in the bundle's order.
+        logits: as the graph gave them, in the bundle's order.
+    """
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    logits: tuple[float, ...]
+
+
+class Predictor:
+    """A bundle ready to answer. Every method is thread-safe.
+
+    Arguments:
+        bundle: a verified bundle, or the folder of one.
+        engine: "auto", "openvino" or "onnxruntime".
+        threads, streams: as in `engines.load_engine`.
+        limits: how large a picture may be.
+
+    Raises:
+        BundleError: not a bundle, made with another preprocessing, or refused by the engine.
+        UsageError: an engine that is unknown or not installed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        engine: str = "auto",
+        threads: int | None = None,
+        *,
+        streams: int | None = None,
+        limits: images.ImageLimits = images.DEFAULT_LIMITS,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        record = self.bundle.record
+        mine = images.preprocessing_id(record.image_size_px)
+        if record.preprocessing != mine:
+            raise BundleError(
+                f"bundle.json: preprocessing must be {mine!r}, as this rayml does it. "
+                f"Received: {record.preprocessing!r}",
+                "use the rayml that made the bundle, or tune again with this one",
+            )
+        self.limits = limits
+        self.engine = load_engine(self.bundle.read_model(), engine, threads, streams)
+
+    def predict(self, encoded: Sequence[bytes]) -> list[Prediction]:
+        """Answer for encoded pictures (JPEG, PNG, WebP).
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        if not encoded:
+            return []
+        return self.answers(self.predict_pixels(np.stack([self.decode(data) for data in encoded])))
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """One encoded picture as the uint8 (H, W, 3) pixels that the graph takes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return images.load_pixels(data, self.bundle.record.image_size_px, self.limits)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The logits of pictures that are decoded and resized already: uint8 (N, H, W, 3) -> float32 (N, C).
+
+        Raises:
+            InputError: another type or shape.
+        """
+        try:
+            return self.engine(pixels)
+        except ValueError as error:
+            raise InputError(str(error), status=400, code="wrong_pixels") from None
+
+    def answers(self, logits: NDArray[np.float32]) -> list[Prediction]:
+        """Logits (N, C) in words."""
+        record = self.bundle.record
+        probabilities = softmax(np.asarray(logits, np.float64) / record.temperature)
+        found = []
+        for row, shares in zip(logits, probabilities.tolist(), strict=True):
+            best = int(row.argmax())
+            by_class = dict(zip(record.classes, shares, strict=True))
+            found.append(Prediction(record.classes[best], shares[best], by_class, tuple(row.tolist())))
+        return found
+
+    def check_golden(self) -> float:
+        """Make sure that this machine's decoder and engine give what the training path gave.
+
+        Returns:
+            The largest difference of a logit, as a share of the largest golden logit (at least of 1).
+
+        Raises:
+            BundleError: it is above `GOLDEN_TOLERANCE`, or a picture falls into another class. Two classes nearer to
+                each other than the tolerance are a tie, which either may win.
+        """
+        golden = self.bundle.golden
+        try:
+            pixels = np.stack([images.load_pixels(data, self.bundle.record.image_size_px) for data in golden.pictures])
+        except InputError as error:
+            raise BundleError(f"golden pictures must be readable. Received: {error.message}") from None
+        logits = self.engine(pixels)
+        scale = max(1.0, float(np.abs(golden.logits).max()))
+        differences = np.abs(logits - golden.logits).max(axis=1) / scale  # (G,), NaN where the engine gave NaN
+        behind = golden.logits.max(axis=1) - golden.logits[np.arange(len(logits)), logits.argmax(axis=1)]
+        wrong = ~(differences <= GOLDEN_TOLERANCE) | (behind > GOLDEN_TOLERANCE * scale)
+        if wrong.any():
+            worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
+            raise BundleError(
+                f"{self.engine.name} must reproduce the golden logits within {GOLDEN_TOLERANCE:g} of their size. "
+                f"Received: {int(wrong.sum())} of {len(wrong)} pictures differ, picture {worst} "
+                f"by {differences[worst]:.2g}",
+                "do not serve this bundle here; try another engine, or tune again with this rayml",
+            )
+        return float(differences.max())

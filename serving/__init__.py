@@ -1,0 +1,1 @@
+"""Serves a rayml bundle over HTTP with Ray Serve; importing it loads neither Ray nor TensorFlow."""

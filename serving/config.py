@@ -1,0 +1,85 @@
+"""How a server is set up: one frozen value, checked when it is made and passed on explicitly."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+from rayml.errors import UsageError
+from serving.limits import RequestLimits
+
+# The engines that serve; the TensorFlow engine is a reference for tests and is never served.
+ENGINES = ("auto", "openvino", "onnxruntime")
+_MAX_REPLICAS = 64
+_MAX_THREADS = 256
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which in a container or under `taskset` are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where a server listens and what it runs on.
+
+    Arguments:
+        host: the address on which the proxy listens; loopback unless said otherwise.
+        port: its port, 1 to 65535.
+        engine: one of `ENGINES`.
+        replicas: processes that answer, or None for one: a replica decodes and infers on `threads` threads, and one
+            process with all cores held 78 requests/s where two with half the cores each held 74 to 78.
+        threads: threads of each replica, or None for the usable cores divided among the replicas.
+        limits: what one request may cost.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    engine: str = "auto"
+    replicas: int | None = None
+    threads: int | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+    def __post_init__(self) -> None:
+        if not self.host or any(c.isspace() for c in self.host):
+            raise UsageError(f"host must be an address or a name without spaces. Received: {self.host!r}")
+        if not 1 <= self.port <= 65535:
+            raise UsageError(f"port must be a number from 1 to 65535. Received: {self.port}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"engine must be one of {', '.join(ENGINES)}. Received: {self.engine!r}")
+        if self.replicas is not None and not 1 <= self.replicas <= _MAX_REPLICAS:
+            raise UsageError(f"replicas must be auto or a number from 1 to {_MAX_REPLICAS}. Received: {self.replicas}")
+        if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
+            raise UsageError(f"threads must be auto or a number from 1 to {_MAX_THREADS}. Received: {self.threads}")
+
+    @property
+    def replica_count(self) -> int:
+        """The number of replicas, auto resolved."""
+        return 1 if self.replicas is None else self.replicas
+
+    @property
+    def thread_count(self) -> int:
+        """The threads of each replica, auto resolved."""
+        return max(1, usable_cores() // self.replica_count) if self.threads is None else self.threads
+
+    @property
+    def url(self) -> str:
+        """The address that a client on this machine uses: loopback where the server listens on all interfaces."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def to_json(self) -> str:
+        """These settings as one line of JSON, for a server in a process of its own."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ServeSettings:
+        """The settings that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "limits": RequestLimits(**values["limits"])})

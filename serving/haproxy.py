@@ -1,0 +1,190 @@
+"""What Ray Serve's HAProxy lacks, added to its configuration each time it starts.
+
+Ray writes HAProxy's configuration from a fixed template: statistics and metrics on all interfaces, an admin socket
+that everybody may use, plain-text error pages, no limit on a body, and headers by which a client switches off
+Serve's own timeout. Ray runs whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names, so a run points it to a two-line script
+(`install`) that runs this module: it rewrites the file named after `-f` and then becomes the real HAProxy, with the
+same arguments and process id. Directives: HAProxy 2.8 Configuration Manual.
+
+Only the standard library is imported: this starts on every reload, and a reload should take milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_SETTINGS_FILE = "proxy.json"
+_PR_SET_PDEATHSIG = 1
+# Seconds for a request line and headers; the body has the replica's own deadline.
+_SLOW_HEADERS_S = 10
+# HAProxy's own refusals: status -> (reason, code, message). The client reads JSON whoever answers.
+_OWN_ERRORS = {
+    400: ("Bad Request", "bad_request", "The request is not valid HTTP."),
+    408: ("Request Timeout", "slow_request", "The request must arrive faster."),
+    500: ("Internal Server Error", "internal", "The server failed to answer this request."),
+    502: ("Bad Gateway", "replica_failed", "The server failed to answer this request; try again."),
+    503: ("Service Unavailable", "not_ready", "No replica is ready; try again."),
+    504: ("Gateway Timeout", "deadline", "There was no answer in time."),
+}
+# Statuses that Ray Serve itself answers in plain text.
+_RAY_ERRORS = {
+    408: ("deadline", "There was no answer in time."),
+    499: ("client_closed_request", "The client went away."),
+    500: ("internal", "The server failed to answer this request."),
+    503: ("overloaded", "All places are taken; try again."),
+}
+
+
+class ConfigChanged(Exception):
+    """Ray's template no longer has what this module rewrites."""
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """What the proxy in front adds.
+
+    Arguments:
+        binary: the real HAProxy.
+        host: the address on which it listens; Ray's own processes stay on loopback whatever it is.
+        port: its port.
+        max_body_bytes: a larger Content-Length is refused before the body is read.
+        retry_after_s: what a refused client is asked to wait.
+    """
+
+    binary: str
+    host: str
+    port: int
+    max_body_bytes: int
+    retry_after_s: int
+
+
+def install(folder: Path, settings: ProxySettings) -> Path:
+    """Write the settings and the script to run in HAProxy's place, and return the script.
+
+    Arguments:
+        folder: the run's own folder.
+        settings: what to add.
+    """
+    (folder / _SETTINGS_FILE).write_text(json.dumps(asdict(settings)), encoding="utf-8")
+    for status, (reason, code, message) in _OWN_ERRORS.items():
+        page = _page(status, reason, _error(code, message), settings.retry_after_s)
+        (folder / f"{status}.http").write_bytes(page)
+    script = folder / "haproxy"
+    command = " ".join(shlex.quote(part) for part in (sys.executable, "-I", "-S", __file__, str(folder)))
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    script.chmod(0o700)
+    return script
+
+
+def harden(config: str, settings: ProxySettings, folder: Path) -> str:
+    """Ray's configuration with this module's changes; one that has them already comes back unchanged.
+
+    Arguments:
+        config: the text that Ray wrote.
+        settings: what to add.
+        folder: where `install` wrote the error pages.
+
+    Raises:
+        ConfigChanged: a line to be rewritten is not there.
+    """
+    marker = "# rayml: hardened\n"
+    if config.startswith(marker):
+        return config
+    # The admin socket commands the proxy: it is for the user who started it.
+    config = _once(r" mode 666 level admin ", " mode 600 level admin ", config)
+    # Nobody listens to syslog on loopback for us, and a datagram for each request is not free.
+    config = _once(r"\n    log 127\.0\.0\.1:514 local0 info", "", config)
+    # Ports open to everybody: closed. The controller asks through the admin socket.
+    config = _once(r"\nfrontend prometheus\n(?:    .*\n)+", "\n", config)
+    config = _once(r"\nlisten stats\n(?:  .*\n)+", "\n", config)
+    config = re.sub(r"\n    errorfile \d+ \S+", "", config)
+    pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
+    config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
+    bind = f"[{settings.host}]" if ":" in settings.host else settings.host
+    config = _once(r"\n    bind [^:\s]+:\d+\n", f"\n    bind {bind}:{settings.port}\n{_rules(settings)}", config)
+    # Before the first deployment Ray's proxy says 404 and repeats the path; the truth is "not yet".
+    config = _once(
+        r"\n    http-request return status 404 content-type text/plain lf-string .*\n",
+        f"\n    {_return('http-request', 503, *_OWN_ERRORS[503][1:], settings.retry_after_s)}\n",
+        config,
+    )
+    return marker + config
+
+
+def _rules(settings: ProxySettings) -> str:
+    too_long = f"The body must be at most {settings.max_body_bytes} bytes."
+    too_large = _return("http-request", 413, "body_too_large", too_long)
+    both = _return("http-request", 400, "bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+    lines = [
+        # Two lengths for one body are how requests are smuggled (RFC 9112, section 6.1).
+        f"{both} if {{ req.hdr_cnt(content-length) gt 0 }} {{ req.hdr_cnt(transfer-encoding) gt 0 }}",
+        f"{too_large} if {{ req.hdr_val(content-length) gt {settings.max_body_bytes} }}",
+        # By these a client would switch off Serve's timeout and its watch for clients that are gone.
+        "http-request del-header x-request-timeout-seconds",
+        "http-request del-header x-request-disconnect-disabled",
+        # Ray would take a stranger's request id into its logs and routing.
+        "http-request del-header x-request-id",
+        "http-request del-header serve_multiplexed_model_id",
+        "http-request del-header serve-multiplexed-model-id",
+        "http-response del-header server",
+        "http-response del-header x-request-id",
+    ]
+    for status, (code, message) in _RAY_ERRORS.items():
+        answer = _return("http-response", status, code, message, settings.retry_after_s)
+        lines.append(f"{answer} if {{ status {status} }} !{{ res.hdr(content-type) -m beg application/json }}")
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def _return(when: str, status: int, code: str, message: str, retry_after_s: int = 0) -> str:
+    body = _error(code, message).replace("\\", "\\\\").replace('"', '\\"').replace(" ", "\\ ")
+    retry = f" hdr Retry-After {retry_after_s}" if status == 503 else ""
+    return f"{when} return status {status} content-type application/json string {body}{retry}"
+
+
+def _error(code: str, message: str) -> str:
+    return json.dumps({"error": {"code": code, "message": message}}, separators=(",", ":"))
+
+
+def _page(status: int, reason: str, body: str, retry_after_s: int) -> bytes:
+    retry = f"Retry-After: {retry_after_s}\r\n" if status == 503 else ""
+    head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nCache-Control: no-cache\r\n"
+    return f"{head}{retry}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+def _once(pattern: str, replacement: str, text: str) -> str:
+    changed, count = re.subn(pattern, lambda _: replacement, text)
+    if count != 1:
+        raise ConfigChanged(f"HAProxy's configuration must have one {pattern!r}. Received: {count}")
+    return changed
+
+
+def main(arguments: list[str]) -> None:
+    """Rewrite the configuration and become HAProxy.
+
+    Arguments:
+        arguments: the run's folder, then HAProxy's own arguments.
+    """
+    folder, rest = Path(arguments[0]), arguments[1:]
+    settings = ProxySettings(**json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8")))
+    config_path = Path(rest[rest.index("-f") + 1])
+    config = harden(config_path.read_text(encoding="utf-8"), settings, folder)
+    new_path = config_path.with_name(f"{config_path.name}.{os.getpid()}")
+    new_path.write_text(config, encoding="utf-8")
+    new_path.replace(config_path)
+    # HAProxy ends when Ray's process that controls it does (prctl(2); the setting survives execve): one left behind
+    # would hold the port and answer 503 for ever.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.umask(0o077)
+    os.execv(settings.binary, [settings.binary, *rest])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,64 @@
+"""What one request may cost: bytes, pixels, seconds and places in the queue.
+
+The only place where these numbers are written down; the replica, the proxy in front of it and the
+documentation read them from here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rayml.errors import UsageError
+from rayml.images import ImageLimits
+
+_MEBIBYTE = 2**20
+# Room around a picture in JSON or in a form: braces, a field name, boundaries and part headers.
+_ENVELOPE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits on one request and on the number of them.
+
+    Arguments:
+        max_image_bytes: largest encoded picture, in bytes, 1 to 1 GiB.
+        max_pixels: largest width x height, read from the header before anything is decoded.
+        deadline_s: seconds for reading a body, and again for answering it, counted by the replica itself; no
+            header of a client moves it.
+        max_in_flight: requests that one replica holds at once; the next ones are answered 503 at once. 64 is less
+            than a second of work for a MobileNet on two cores, so waiting stays shorter than a client's patience.
+        retry_after_s: whole seconds that a refused client is asked to wait.
+
+    Raises:
+        UsageError: a limit that is not a positive number in its range.
+    """
+
+    max_image_bytes: int = 20 * _MEBIBYTE
+    max_pixels: int = 50_000_000
+    deadline_s: float = 30.0
+    max_in_flight: int = 64
+    retry_after_s: int = 1
+
+    def __post_init__(self) -> None:
+        _require("max_image_bytes", self.max_image_bytes, 1, 1024 * _MEBIBYTE)
+        _require("max_pixels", self.max_pixels, 1, 2**31 - 1)
+        _require("max_in_flight", self.max_in_flight, 1, 10_000)
+        _require("retry_after_s", self.retry_after_s, 1, 3600)
+        if not (math.isfinite(self.deadline_s) and 0.0 < self.deadline_s <= 3600.0):
+            raise UsageError(f"deadline_s must be above 0 and at most 3600 seconds. Received: {self.deadline_s}")
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body of any kind: a largest picture in base64 (RFC 4648: 4 bytes for 3) and its envelope."""
+        return 4 * math.ceil(self.max_image_bytes / 3) + _ENVELOPE_BYTES
+
+    @property
+    def image(self) -> ImageLimits:
+        """The same limits as `rayml.images` takes them."""
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)
+
+
+def _require(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:  # Neither 1.5 nor True, whatever the annotation says.
+        raise UsageError(f"{name} must be a whole number from {low} to {high}. Received: {value!r}")

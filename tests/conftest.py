@@ -1,0 +1,101 @@
+"""What all tests share: quiet and private surroundings, the optional files outside the repository, one Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Ray's socket paths must stay under 104 characters (macOS), which the system's own temporary folder can exceed.
+_RAY_PARENT = "/tmp"
+_SURROUNDINGS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is imported: no usage reports, few logs, nothing written to the home folder."""
+    private = [tempfile.mkdtemp(prefix="rayml-", dir=_RAY_PARENT), tempfile.mkdtemp(prefix="rayml-tests-")]
+    config.stash[_SURROUNDINGS] = private
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": private[0],
+        # Ray would write a token to the home folder, readable for everybody.
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray's announced behaviour; without it each start warns.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_HOME": f"{private[1]}/keras",
+        "XDG_CACHE_HOME": f"{private[1]}/cache",
+        # A worker or a subprocess finds the packages as these tests do, installed or not.
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave nothing behind."""
+    for folder in config.stash.get(_SURROUNDINGS, []):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shared_path(variable: str, what: str) -> Path:
+    """The path that an environment variable names; without it the test is skipped, or fails where all must run.
+
+    Arguments:
+        variable: its name.
+        what: what it should point to.
+    """
+    value = os.environ.get(variable)
+    if value:
+        path = Path(value)
+        if not path.exists():
+            pytest.fail(f"{variable} must name {what}. Received: {value}, which is not there", pytrace=False)
+        return path
+    reason = f"{variable} is not set; it names {what}"
+    if os.environ.get("RAYML_REQUIRE_SHARED") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def clothing_data() -> Path:
+    """The folder of clothing-dataset-small, with train/ and validation/."""
+    return shared_path("RAYML_CLOTHING_DATA", "the folder of clothing-dataset-small")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    """MobileNetV2's ImageNet weights without top."""
+    return shared_path("RAYML_MOBILENET_WEIGHTS", "MobileNetV2's .weights.h5 without top")
+
+
+@pytest.fixture(scope="session")
+def kuberay_crds() -> Path:
+    """The folder of KubeRay's custom resource definitions."""
+    return shared_path("RAYML_KUBERAY_CRDS", "the folder of KubeRay's custom resource definitions")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of one small local cluster for the whole session, this process connected to it.
+
+    It starts with the first test that asks: a start costs 7 to 20 seconds.
+    """
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=256 * 2**20,  # features of small pictures; the default takes a third of the memory
+    )
+    yield str(ray.get_runtime_context().gcs_address)
+    ray.shutdown()

@@ -1,0 +1,205 @@
+"""HTTP that no well-meaning client sends, on raw sockets against the shared server."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+
+import pytest
+
+from tests.serving.live import LIMITS, Live, exchange, live, read_response
+from tests.serving.tiny_bundle import picture
+
+__all__ = ["live"]
+
+PICTURE = picture("red")
+
+
+def _head(*lines: str, path: str = "/predict") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode()
+
+
+def _ask(live: Live, request: bytes) -> tuple[int, dict[str, str], str]:
+    """Status, headers and error code of one answer: every error is JSON of rayml's shape."""
+    with live.connect() as connection:
+        status, headers, body = exchange(connection, request)
+    value = json.loads(body)
+    assert headers["content-type"] == "application/json"
+    code = "" if status == 200 else value["error"]["code"]
+    return status, headers, code
+
+
+def _is_alive(live: Live) -> bool:
+    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
+    return _ask(live, request)[0] == 200
+
+
+def test_both_lengths_are_refused(live: Live) -> None:
+    body = b"5\r\nhello\r\n0\r\n\r\n"
+    request = _head("Content-Type: image/png", f"Content-Length: {len(body)}", "Transfer-Encoding: chunked") + body
+    assert _ask(live, request)[0] == 400
+    request = _head("Content-Type: image/png", "Transfer-Encoding: chunked", "Content-Length: 5") + body
+    assert _ask(live, request)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        _head("Content-Length: 5", "Content-Length: 6") + b"hello",
+        _head("Content-Length: -1") + b"hello",
+        _head("Content-Length: 5x") + b"hello",
+        _head("Content-Length: 99999999999999999999999") + b"hello",
+        _head("Transfer-Encoding: chunked", "Content-Length : 5") + b"hello",
+        _head("Bad Header: x") + b"hello",
+        _head("Transfer-Encoding: chunked") + b"not a length\r\n",
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GARBAGE\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused_by_the_proxy(live: Live, request_bytes: bytes) -> None:
+    # HAProxy's parser has no other words than its own page: there is no request yet that a rule could answer.
+    with live.connect() as connection:
+        status, _, body = exchange(connection, request_bytes)
+    assert status == 400
+    assert b"bad request" in body.lower()
+    assert _is_alive(live)
+
+
+def test_a_declared_length_is_refused_before_the_body_is_read(live: Live) -> None:
+    request = _head("Content-Type: image/png", "Content-Length: 1000000000000")
+    assert _ask(live, request)[::2] == (413, "body_too_large")  # Not one byte of the body was sent.
+    just_above = LIMITS.max_image_bytes + 1  # Within what the proxy lets pass: the replica refuses it.
+    request = _head("Content-Type: image/png", f"Content-Length: {just_above}")
+    assert _ask(live, request)[::2] == (413, "body_too_large")
+
+
+def test_an_endless_chunked_body_is_refused_while_it_arrives(live: Live) -> None:
+    chunk = b"4000\r\n" + bytes(0x4000) + b"\r\n"
+    with live.connect() as connection:
+        connection.sendall(_head("Content-Type: image/png", "Transfer-Encoding: chunked"))
+        # A little more than the limit, and never an end.
+        for _ in range(LIMITS.max_image_bytes // 0x4000 + 1):
+            connection.sendall(chunk)
+        status, _, body = read_response(connection)
+    assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
+
+
+def test_many_one_byte_chunks(live: Live) -> None:
+    request = _head("Content-Type: image/png", "Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 90_000 + b"0\r\n\r\n"
+    assert _ask(live, request)[::2] == (415, "unsupported_image")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "code"),
+    [
+        (["Content-Length: 0"], b"", 415, "unsupported_media_type"),
+        (["Content-Length: 0", "Content-Type: image/png"], b"", 400, "empty_body"),
+        (["Transfer-Encoding: chunked", "Content-Type: image/png"], b"0\r\n\r\n", 400, "empty_body"),
+        (["Content-Length: 1", "Content-Type: image/png"], b"x", 400, "unreadable_image"),
+        (["Content-Length: 5", "Content-Type: text/html"], b"hello", 415, "unsupported_media_type"),
+        (["Content-Length: 5", "Content-Type:"], b"hello", 415, "unsupported_media_type"),
+        (
+            ["Content-Length: 5", "Content-Type: image/png", "Content-Encoding: gzip"],
+            b"hello",
+            415,
+            "unsupported_encoding",
+        ),
+    ],
+)
+def test_empty_bodies_and_wrong_types(live: Live, headers: list[str], body: bytes, status: int, code: str) -> None:
+    assert _ask(live, _head(*headers) + body)[::2] == (status, code)
+
+
+def test_a_lying_type_changes_nothing(live: Live) -> None:
+    # PICTURE is a PNG: the bytes decide, never the header.
+    for content_type in ("image/jpeg", "IMAGE/WEBP", "application/octet-stream"):
+        request = _head(f"Content-Type: {content_type}", f"Content-Length: {len(PICTURE)}") + PICTURE
+        assert _ask(live, request)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 60_000 + b"]" * 60_000,
+        b'{"image":1e400}',
+        b'{"image":NaN}',
+        b'{"image":"eA==","image":"eA=="}',
+        b'{"image":' + b"9" * 100_000 + b"}",
+        b"[]",
+        b"{" + b'"a":1,' * 15_000 + b'"b":2}',
+    ],
+)
+def test_json_bombs(live: Live, body: bytes) -> None:
+    request = _head("Content-Type: application/json", f"Content-Length: {len(body)}") + body
+    assert _ask(live, request)[::2] == (400, "bad_json")
+
+
+def test_headers_that_command_serve_have_no_effect(live: Live) -> None:
+    forged = [
+        "x-request-timeout-seconds: 0.000001",
+        "x-request-disconnect-disabled: ?1",
+        "x-request-id: ../../etc/passwd",
+        "serve_multiplexed_model_id: other",
+        "x-forwarded-host: evil.example",
+    ]
+    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}", *forged) + PICTURE
+    status, headers, _ = _ask(live, request)
+    assert status == 200
+    assert "x-request-id" not in headers
+
+
+def test_a_client_cannot_switch_the_deadline_off(live: Live) -> None:
+    lines = ["Content-Type: image/png", "Content-Length: 10", "x-request-timeout-seconds: 0"]
+    with live.connect() as connection:
+        status, _, body = exchange(connection, _head(*lines) + b"half")  # The rest never comes.
+    assert (status, json.loads(body)["error"]["code"]) == (408, "slow_body")
+
+
+def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
+    unfinished = _head("Content-Type: image/png", "Content-Length: 10") + b"half"
+    waiting = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
+    try:
+        for connection in waiting:
+            connection.sendall(unfinished)
+        # Whichever came last is answered at once; the others would be, with 408, after the deadline.
+        answered, _, _ = select.select(waiting, [], [], LIMITS.deadline_s)
+        status, headers, body = read_response(answered[0])
+        assert (status, headers["retry-after"]) == (503, str(LIMITS.retry_after_s))
+        assert json.loads(body)["error"]["code"] == "overloaded"
+        with live.connect() as connection:  # Health questions need no place.
+            assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+    finally:
+        for connection in waiting:  # Gone in mid-upload, with a reset instead of a farewell.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+    _until(lambda: _is_alive(live))
+
+
+def test_clients_gone_in_mid_prediction_leave_the_server_alive(live: Live) -> None:
+    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
+    for _ in range(50):
+        with live.connect() as connection:
+            connection.sendall(request)
+    _until(lambda: _is_alive(live))
+
+
+def test_idle_connections_do_not_keep_others_out(live: Live) -> None:
+    idle = [live.connect() for _ in range(1_000)]
+    try:
+        for connection in idle[::2]:
+            connection.sendall(b"POST /predict HTT")
+        assert _is_alive(live)
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def _until(condition: object, timeout_s: float = 20.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the server did not come to it"
+        time.sleep(0.05)

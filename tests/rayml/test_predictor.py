@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayml.bundle import Bundle, Golden, write_bundle
+from rayml.errors import BundleError, InputError
+from rayml.graph import attach_head
+from rayml.images import ImageLimits
+from rayml.metrics import softmax
+from rayml.predictor import GOLDEN_TOLERANCE, Predictor
+from tests.rayml import small
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "best", small.contents())
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def predictor(request: pytest.FixtureRequest, bundle: Bundle) -> Predictor:
+    return Predictor(bundle, request.param, threads=2)
+
+
+def test_answers_are_the_training_paths(predictor: Predictor) -> None:
+    pixels = small.pictures(5, seed=11)
+    answers = predictor.predict([small.png(picture) for picture in pixels])
+    logits = small.head().logits(small.features_of(pixels))
+    shares = softmax(logits / 1.5)
+    for answer, row, share in zip(answers, logits, shares, strict=True):
+        assert answer.label == small.CLASSES[row.argmax()]
+        assert list(answer.probabilities) == list(small.CLASSES)
+        np.testing.assert_allclose(list(answer.probabilities.values()), share, rtol=1e-3, atol=1e-6)
+        assert answer.confidence == answer.probabilities[answer.label] == max(answer.probabilities.values())
+        np.testing.assert_allclose(answer.logits, row, rtol=1e-4, atol=1e-4)
+    assert len({answer.label for answer in answers}) > 1
+
+
+def test_no_pictures_no_answers(predictor: Predictor) -> None:
+    assert predictor.predict([]) == []
+
+
+def test_golden_pictures_come_out(predictor: Predictor) -> None:
+    assert predictor.check_golden() < GOLDEN_TOLERANCE / 10
+
+
+def test_pixels_of_another_kind_are_the_callers_fault(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="uint8") as caught:
+        predictor.predict_pixels(np.zeros((1, 24, 24, 4), np.uint8))
+    assert (caught.value.status, caught.value.code) == (400, "wrong_pixels")
+
+
+def test_a_bad_picture_is_named_by_its_code(predictor: Predictor) -> None:
+    with pytest.raises(InputError) as caught:
+        predictor.predict([small.png(small.pictures(1)[0]), b"GIF89a, no picture " * 9])
+    assert (caught.value.status, caught.value.code) == (415, "unsupported_image")
+
+
+def test_limits_are_passed_on(bundle: Bundle) -> None:
+    tight = Predictor(bundle, limits=ImageLimits(max_pixels=10))
+    with pytest.raises(InputError) as caught:
+        tight.predict([small.png(small.pictures(1)[0])])
+    assert caught.value.status == 413
+    assert tight.check_golden() < GOLDEN_TOLERANCE  # the bundle's own pictures are not a stranger's
+
+
+def test_many_threads_get_the_same_answers(predictor: Predictor) -> None:
+    encoded = [small.png(picture) for picture in small.pictures(24, seed=5)]
+    expected = predictor.predict(encoded)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: predictor.predict([encoded[i % 24]])[0], range(240)))
+    for i, answer in enumerate(found):
+        assert answer.label == expected[i % 24].label
+        np.testing.assert_allclose(answer.logits, expected[i % 24].logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_is_opened(bundle: Bundle) -> None:
+    assert Predictor(str(bundle.path)).bundle.digest == bundle.digest
+
+
+def test_another_preprocessing_is_refused(tmp_path: Path) -> None:
+    other = "decode|exif|rgb|resize(24,24,nearest)"
+    with pytest.raises(BundleError, match=r"preprocessing must be .*bilinear.* Received: .*nearest"):
+        Predictor(write_bundle(tmp_path / "b", small.contents(preprocessing=other)))
+
+
+def _with_golden(tmp_path: Path, change: np.ndarray) -> Predictor:
+    made = small.contents()
+    logits = (made.golden.logits + change).astype(np.float32)
+    return Predictor(write_bundle(tmp_path / "b", replace(made, golden=Golden(made.golden.pictures, logits))))
+
+
+def test_golden_logits_that_do_not_come_out(tmp_path: Path) -> None:
+    change = np.zeros((6, 3))
+    change[4, 1] = 0.1
+    with pytest.raises(BundleError, match="1 of 6 pictures differ, picture 4 by"):
+        _with_golden(tmp_path, change).check_golden()
+
+
+def test_a_golden_check_is_as_strict_as_it_says(tmp_path: Path) -> None:
+    scale = max(1.0, float(np.abs(small.contents().golden.logits).max()))
+    change = np.zeros((6, 3))
+    change[0] = GOLDEN_TOLERANCE * scale * 0.5
+    assert _with_golden(tmp_path, change).check_golden() == pytest.approx(GOLDEN_TOLERANCE / 2, rel=0.05)
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(BundleError, match="1 of 6"):
+        _with_golden(tmp_path, change * 3).check_golden()
+
+
+def test_another_head_does_not_pass_for_the_golden_one(tmp_path: Path) -> None:
+    other = small.head(seed=2)
+    model = attach_head(small.backbone().SerializeToString(), other)
+    wrong = Predictor(write_bundle(tmp_path / "b", small.contents(head=other, model=model)))
+    with pytest.raises(BundleError, match="must reproduce the golden logits"):
+        wrong.check_golden()
+
+
+def test_a_graph_exchanged_after_opening_is_refused(tmp_path: Path) -> None:
+    opened = write_bundle(tmp_path / "b", small.contents())
+    model = tmp_path / "b" / "model.onnx"
+    model.write_bytes(model.read_bytes() + b"\x00")
+    with pytest.raises(BundleError, match=r"model\.onnx must have sha256"):
+        Predictor(opened)

@@ -1,0 +1,114 @@
+"""The deployment's class without Ray: what it does when it is slow, full or asked wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rayml.errors import UsageError
+from serving.app import AppArguments, Classifier, build
+from serving.limits import RequestLimits
+from tests.serving.tiny_bundle import picture, write_tiny_bundle
+
+# Ray Serve's own configuration classes, when they are imported.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on `Field` is deprecated:pydantic.warnings.PydanticDeprecatedSince20"
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that takes next to no time."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("app") / "bundle")
+
+
+def _classifier(bundle: Path, **limits: Any) -> Classifier:
+    return Classifier(str(bundle), "auto", 1, asdict(RequestLimits(**limits)))
+
+
+def _request(body: bytes | None, content_type: str = "image/png", path: str = "/predict") -> Request:
+    """A request whose body is `body`, or never comes when it is None."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(b"content-type", content_type.encode())],
+        "query_string": b"",
+    }
+
+    async def receive() -> dict[str, Any]:
+        if body is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(scope, receive)
+
+
+def _code(response: Response) -> str:
+    return str(json.loads(bytes(response.body))["error"]["code"])
+
+
+def test_late_answers_are_504_and_the_others_right(bundle: Path) -> None:
+    classifier = _classifier(bundle, deadline_s=0.2, max_in_flight=10_000)
+
+    async def crowd() -> list[Response]:
+        return await asyncio.gather(*(classifier(_request(picture("red"))) for _ in range(2_000)))
+
+    responses = asyncio.run(crowd())
+    statuses = {r.status_code for r in responses}
+    assert 504 in statuses and statuses <= {200, 408, 504}
+    late = next(r for r in responses if r.status_code == 504)
+    assert _code(late) == "deadline"
+
+
+def test_a_body_that_never_comes_is_408(bundle: Path) -> None:
+    response = asyncio.run(_classifier(bundle, deadline_s=0.05)(_request(None)))
+    assert (response.status_code, _code(response)) == (408, "slow_body")
+
+
+def test_a_full_replica_answers_503_at_once_and_recovers(bundle: Path) -> None:
+    classifier = _classifier(bundle, deadline_s=30.0, max_in_flight=2, retry_after_s=7)
+
+    async def fill() -> tuple[Response, Response]:
+        waiting = [asyncio.create_task(classifier(_request(None))) for _ in range(2)]
+        await asyncio.sleep(0)
+        refused = await classifier(_request(picture("red")))
+        for task in waiting:
+            task.cancel()  # What Serve does when a client goes away.
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return refused, await classifier(_request(picture("red")))
+
+    refused, later = asyncio.run(fill())
+    assert (refused.status_code, _code(refused), refused.headers["retry-after"]) == (503, "overloaded", "7")
+    assert later.status_code == 200
+
+
+def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = _classifier(bundle)
+
+    def broken(image: bytes) -> bytes:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(classifier, "_predict", broken)
+    response = asyncio.run(classifier(_request(b"x")))
+    assert (response.status_code, _code(response)) == (500, "internal")
+    assert b"secret" not in bytes(response.body)
+
+
+def test_a_serve_config_file_may_build_it(bundle: Path) -> None:
+    application = build(AppArguments(bundle=str(bundle), threads=1, limits={"max_in_flight": 3}))
+    deployment = application._bound_deployment
+    assert deployment.num_replicas == 1
+    assert deployment.max_queued_requests > 0
+
+
+def test_wrong_settings_in_a_config_file() -> None:
+    with pytest.raises(UsageError, match="engine must be one of"):
+        build(AppArguments(bundle="b", engine="magic"))

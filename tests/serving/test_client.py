@@ -1,0 +1,133 @@
+"""The client against a small server of its own, which answers what each test tells it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayml.errors import InputError, ServerError
+from serving.client import Client
+
+GOOD = {"label": "hat", "confidence": 1.0, "probabilities": {"hat": 1.0}, "model": {}}
+
+
+class _Scripted(ThreadingHTTPServer):
+    """Answers requests with `script` in order and remembers their bodies; None closes the connection."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script: list[tuple[int, Any] | None] = []
+        self.bodies: list[bytes] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Scripted
+
+    def do_POST(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        step = self.server.script.pop(0)
+        if step is None:
+            self.close_connection = True
+            return
+        status, value = step
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Scripted]:
+    with _Scripted() as scripted:
+        thread = threading.Thread(target=scripted.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield scripted
+        scripted.shutdown()
+        thread.join()
+
+
+def test_bytes_and_files_are_sent_as_they_are(server: _Scripted, tmp_path: Path) -> None:
+    server.script = [(200, GOOD), (200, GOOD)]
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8file")
+    client = Client(server.url + "/")
+    assert client.predict(b"\xff\xd8bytes") == GOOD
+    assert client.predict(tmp_path / "a.jpg") == GOOD
+    assert server.bodies == [b"\xff\xd8bytes", b"\xff\xd8file"]
+
+
+@pytest.mark.parametrize("first", [None, (502, b"bad"), (503, {"error": {}}), (504, b"")])
+def test_one_failure_is_tried_again(server: _Scripted, first: tuple[int, Any] | None) -> None:
+    server.script = [first, (200, GOOD)]
+    assert Client(server.url).predict(b"x") == GOOD
+    assert server.bodies == [b"x", b"x"]
+
+
+def test_two_failures_are_an_error(server: _Scripted) -> None:
+    busy = (503, {"error": {"code": "overloaded", "message": "All places are taken."}})
+    server.script = [busy, busy]
+    with pytest.raises(ServerError, match="503, All places are taken"):
+        Client(server.url).predict(b"x")
+
+
+def test_a_500_is_not_tried_again(server: _Scripted) -> None:
+    server.script = [(500, {"error": {"code": "internal", "message": "no"}})]
+    with pytest.raises(ServerError, match="500, no"):
+        Client(server.url).predict(b"x")
+    assert len(server.bodies) == 1
+
+
+def test_a_refusal_keeps_status_and_code(server: _Scripted) -> None:
+    server.script = [(415, {"error": {"code": "unsupported_image", "message": "Not a picture."}})]
+    with pytest.raises(InputError) as caught:
+        Client(server.url).predict(b"x")
+    assert (caught.value.status, caught.value.code, caught.value.message) == (
+        415,
+        "unsupported_image",
+        "Not a picture.",
+    )
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[1]", b""])
+def test_another_kind_of_server(server: _Scripted, answer: bytes) -> None:
+    server.script = [(200, answer)]
+    with pytest.raises(ServerError, match="answers with a JSON object"):
+        Client(server.url).predict(b"x")
+
+
+def test_no_server_says_how_to_start_one() -> None:
+    client = Client("http://127.0.0.1:9")
+    with pytest.raises(ServerError, match="no connection") as caught:
+        client.predict(b"x")
+    assert "rayml serve BUNDLE" in caught.value.hint
+    assert client.ready() is False
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jpg must be a file"):
+        Client("http://127.0.0.1:9").predict(tmp_path / "none.jpg")
+
+
+def test_ready(server: _Scripted) -> None:
+    server.script = [(200, {}), (404, {}), (503, {}), (503, {})]
+    client = Client(server.url)
+    assert [client.ready(), client.ready(), client.ready()] == [True, False, False]

@@ -1,0 +1,83 @@
+"""Settings and limits are checked when they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rayml.errors import UsageError
+from serving.config import ServeSettings, usable_cores
+from serving.limits import RequestLimits
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host": ""},
+        {"host": "a b"},
+        {"port": 0},
+        {"port": 65536},
+        {"engine": "tensorflow"},
+        {"engine": "Auto"},
+        {"replicas": 0},
+        {"replicas": 65},
+        {"threads": 0},
+        {"threads": 257},
+    ],
+)
+def test_wrong_settings_name_themselves(wrong: dict[str, Any]) -> None:
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UsageError, match=rf"^{name} .* Received: ") as caught:
+        ServeSettings(**wrong)
+    assert str(value) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_image_bytes": 0},
+        {"max_image_bytes": 2**31},
+        {"max_pixels": -1},
+        {"max_in_flight": 0},
+        {"max_in_flight": True},
+        {"retry_after_s": 0},
+        {"deadline_s": 0.0},
+        {"deadline_s": float("nan")},
+        {"deadline_s": float("inf")},
+    ],
+)
+def test_wrong_limits_name_themselves(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=rf"^{next(iter(wrong))} .* Received: "):
+        RequestLimits(**wrong)
+
+
+def test_auto_divides_the_cores_among_the_replicas() -> None:
+    assert ServeSettings().replica_count == 1
+    assert ServeSettings().thread_count == usable_cores()
+    assert ServeSettings(replicas=64).thread_count == max(1, usable_cores() // 64)
+    assert ServeSettings(replicas=2, threads=3).thread_count == 3
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("box.example", "http://box.example:8000"),
+    ],
+)
+def test_the_url_for_a_client_on_this_machine(host: str, url: str) -> None:
+    assert ServeSettings(host=host).url == url
+
+
+def test_settings_survive_json() -> None:
+    settings = ServeSettings(port=81, replicas=2, limits=RequestLimits(deadline_s=2.5, max_in_flight=3))
+    assert ServeSettings.from_json(settings.to_json()) == settings
+
+
+def test_the_image_limits_are_the_same_numbers() -> None:
+    limits = RequestLimits(max_image_bytes=7, max_pixels=9)
+    assert (limits.image.max_bytes, limits.image.max_pixels) == (7, 9)

@@ -1,0 +1,121 @@
+"""The Ray that a search runs on: one started here and ended with it, or one that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rayml.errors import RaymlError, SearchError, UsageError
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0  # A Ray head that does not take a TCP connection in this time is not there.
+
+# What every process of the search inherits. TensorFlow reports its processor's abilities on each import otherwise,
+# and Ray reports usage to its makers.
+_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster.
+
+    Arguments:
+        node_id: Ray's name for it.
+        cpus: its processors, as Ray counts them.
+        gpus: its graphics processors.
+    """
+
+    node_id: str
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
+    """Connect to Ray, or start it; a Ray that this process is connected to already is used and left running.
+
+    Arguments:
+        address: `local` for one of our own on this machine, `auto` for the one that runs here, or HOST:PORT.
+
+    Returns:
+        The nodes that have processors to work with.
+
+    Raises:
+        UsageError: an address that is none.
+        SearchError: there is no Ray at that address.
+    """
+    import ray
+
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address)
+    try:
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        yield tuple(
+            Node(node["NodeID"], int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0)))
+            for node in sorted(nodes, key=lambda node: str(node["NodeID"]))
+            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+        )
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    if address == "local":
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        return
+    if address != "auto":
+        _check_reachable(address)
+    try:
+        environment = {"env_vars": _ENVIRONMENT}
+        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        raise SearchError(
+            f"a running Ray was expected at --address {address}. Received: {str(error).splitlines()[0]}",
+            "Start one with `ray start --head`, or leave --address out to run on this machine alone.",
+        ) from None
+
+
+def _check_reachable(address: str) -> None:
+    """ray.init waits for minutes where nothing answers; a plain connection tells at once."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit():
+        raise UsageError(f"--address must be local, auto or HOST:PORT. Received: {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SearchError(
+            f"no Ray answers at --address {address} ({error})",
+            "Check the host, the port (6379 by default) and the firewall, or leave --address out.",
+        ) from None
+
+
+def on_this_node(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a process of its own on the driver's machine, so that what it imports goes with it.
+
+    Raises:
+        RaymlError: what the function raised.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give.
+    task = ray.remote(function).options(num_cpus=0, max_retries=1, scheduling_strategy=here)
+    try:
+        result: T = ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RaymlError):
+            raise error.cause from None
+        raise
+    return result

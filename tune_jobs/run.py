@@ -1,0 +1,297 @@
+"""One search from photos to a bundle: `python -m tune_jobs.run CONFIG.yaml`; `rayml tune` is the same with options.
+
+CONFIG.yaml holds the fields of `tune_jobs.config.SearchSettings`; see tune_jobs/configs/ for examples. The built-in
+sample with `backbone: tiny` takes about a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayml.backbones import BackboneSpec, backbone_spec
+from rayml.bundle import BundleContents, Golden, Training, write_bundle
+from rayml.data import Manifest, scan
+from rayml.errors import RaymlError, UsageError
+from rayml.evaluation import scores
+from rayml.features import FeatureBank
+from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
+from rayml.graph import attach_head
+from rayml.progress import Progress
+from rayml.training import TrainingData
+from tune_jobs.cluster import on_this_node, ray_cluster
+from tune_jobs.config import SearchSettings, make_settings, read_settings
+from tune_jobs.features import PassResult, feature_pass
+from tune_jobs.records import TrialRow, write_trials
+from tune_jobs.search import run_search
+from tune_jobs.select import Winner, select
+
+REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "keras", "numpy", "onnx", "openvino", "pillow")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished search is, as `rayml tune --json` prints it.
+
+    Arguments:
+        run: RUN.
+        bundle: RUN/best.
+        best: the winner's line of trials.csv.
+        trials: all lines.
+        timings: seconds by stage.
+        computed, cached: pictures whose features had to be computed, and those whose features were there.
+        largest_class_share: what answering with the largest class alone would score on validation.
+    """
+
+    run: Path
+    bundle: Path
+    best: TrialRow
+    trials: tuple[TrialRow, ...]
+    timings: dict[str, float]
+    computed: int
+    cached: int
+    largest_class_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"run": str(self.run), "bundle": str(self.bundle)}
+
+
+class Stages:
+    """Times the stages of a run and says each when it is done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Time a stage; what is put into the list is said about it."""
+        said: list[str] = []
+        start = time.monotonic()
+        yield said
+        self.seconds[name] = round(time.monotonic() - start, 3)
+        self._progress.say(f"{name}: {'; '.join(said)} ({self.seconds[name]:.1f} s)")
+
+
+def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
+    """Photos, frozen backbone, features, search, bundle: everything that `rayml tune` does.
+
+    Raises:
+        RaymlError: see the stages. Where it ends before the first epoch, RUN is not left behind.
+    """
+    run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
+    if run.exists():
+        raise UsageError(f"--out must be a new folder. Received: {run}, which is there", "Name another, or remove it.")
+    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+    stages = Stages(progress)
+    with stages.stage("data") as said:
+        manifest = scan(settings.data, settings.validation_fraction, settings.seed)
+        said.append(describe(manifest))
+    if spec.weights == "none":
+        progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
+    try:
+        run.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
+    try:
+        with ExitStack() as stack:
+            return _run(settings, spec, manifest, run, cache, stages, stack, progress)
+    except BaseException:
+        if not (run / "history.csv").exists():  # Nothing was learned yet.
+            shutil.rmtree(run)
+        raise
+
+
+def _run(
+    settings: SearchSettings,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    run: Path,
+    cache: Path,
+    stages: Stages,
+    stack: ExitStack,
+    progress: Progress,
+) -> RunSummary:
+    with stages.stage("ray") as said:
+        nodes = stack.enter_context(ray_cluster(settings.address))
+        said.append(f"{sum(node.cpus for node in nodes)} CPUs and {sum(node.gpus for node in nodes)} GPUs")
+        said.append(f"{len(nodes)} machine{'s' if len(nodes) > 1 else ''}")
+    with stages.stage("backbone") as said:
+        folder = frozen_folder(spec, cache)
+        backbone = load_frozen(folder)
+        said.append(f"{spec.name} at {spec.image_size_px} px {'found in the cache' if backbone else 'frozen'}")
+        backbone = backbone or on_this_node(freeze, spec, cache)
+    bank = FeatureBank.of(backbone, cache)
+    with stages.stage("features") as said:
+        passed = feature_pass(
+            manifest, backbone, bank, nodes, spec=spec, skip_unreadable=settings.skip_unreadable, progress=progress
+        )
+        said.append(f"{passed.computed} computed" + (f" by {passed.engine}" if passed.engine else ""))
+        said.append(f"{passed.cached} found in the cache")
+        if passed.unreadable:
+            said.append(f"{len(passed.unreadable)} unreadable and skipped: {', '.join(passed.unreadable)}")
+            manifest = manifest.without(passed.unreadable)
+    data = training_data(manifest, bank)
+    record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
+    _write_json(run / "run.json", {**record, "status": "searching", "timings": stages.seconds})
+    with stages.stage("search") as said:
+        result = run_search(settings, data, nodes, run, progress)
+        write_trials(run / "trials.csv", result.trials)
+        states = [trial.status for trial in result.trials]
+        said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
+    for number, reason in result.errors.items():
+        progress.say(f"trial {number} failed: {reason}")
+    with stages.stage("bundle") as said:
+        won = select(result, data)
+        seal(run / "best", settings, manifest, backbone, data, won)
+        said.append(
+            f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
+            f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
+        )
+    _write_json(
+        run / "run.json",
+        {**record, "status": "finished", "best": asdict(won.trial), "bundle": "best", "timings": stages.seconds},
+    )
+    return RunSummary(
+        run=settings.out,
+        bundle=settings.out / "best",
+        best=won.trial,
+        trials=result.trials,
+        timings=stages.seconds,
+        computed=passed.computed,
+        cached=passed.cached,
+        largest_class_share=float(np.bincount(data.validation_labels).max() / len(data.validation_labels)),
+    )
+
+
+def describe(manifest: Manifest) -> str:
+    """A data set in one line."""
+    train, validation = len(manifest.split("train")), len(manifest.split("validation"))
+    line = f"{train} training and {validation} validation photos in {len(manifest.classes)} classes"
+    if straddling := manifest.straddling():
+        line += f"; {len(straddling)} pictures are in both splits, e.g. {straddling[0][0].path}"
+    if manifest.ignored:
+        shown = ", ".join(manifest.ignored[:3])
+        line += f"; {len(manifest.ignored)} other files left aside ({shown}{', ...' if manifest.ignored[3:] else ''})"
+    return line
+
+
+def training_data(manifest: Manifest, bank: FeatureBank) -> TrainingData:
+    """Both splits as feature vectors and labels, out of the bank."""
+    labels = {label: number for number, label in enumerate(manifest.classes)}
+    train, validation = manifest.split("train"), manifest.split("validation")
+    return TrainingData(
+        train_features=bank.rows([photo.sha256 for photo in train]),
+        train_labels=np.array([labels[photo.label] for photo in train], np.int32),
+        validation_features=bank.rows([photo.sha256 for photo in validation]),
+        validation_labels=np.array([labels[photo.label] for photo in validation], np.int32),
+        classes=manifest.classes,
+        digest=hashlib.sha256(f"{bank.folder.name} {manifest.digest}".encode()).hexdigest(),
+    )
+
+
+def seal(
+    folder: Path,
+    settings: SearchSettings,
+    manifest: Manifest,
+    backbone: FrozenBackbone,
+    data: TrainingData,
+    won: Winner,
+) -> None:
+    """Write the winner's bundle: the backbone's very graph with the head behind it, and what it has to answer."""
+    pictures, features = backbone.golden()
+    measured = scores(won.validation_logits, data.validation_labels, manifest.classes, won.temperature)
+    write_bundle(
+        folder,
+        BundleContents(
+            name=re.sub(r"[^A-Za-z0-9._-]+", "-", settings.data.absolute().name).strip("._-")[:64] or "classifier",
+            classes=manifest.classes,
+            preprocessing=backbone.preprocessing,
+            image_size_px=backbone.image_size_px,
+            backbone_name=backbone.name,
+            weights_sha256=backbone.weights_sha256,
+            dropout=won.trial.dropout,
+            training=Training(
+                learning_rate=won.trial.learning_rate,
+                epochs=won.trial.best_epoch,
+                seed=settings.seed,
+                data_digest=manifest.digest,
+                mode="features",
+            ),
+            metrics=measured,
+            temperature=won.temperature,
+            model=attach_head(backbone.graph(), won.head),
+            head=won.head,
+            golden=Golden(tuple(pictures[name] for name in sorted(pictures)), won.head.logits(features)),
+        ),
+    )
+
+
+def _describe_run(
+    manifest: Manifest, spec: BackboneSpec, backbone: FrozenBackbone, passed: PassResult
+) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "data": {
+            "digest": manifest.digest,
+            "counts": manifest.counts(),
+            "ignored": list(manifest.ignored),
+            "unreadable": passed.unreadable,
+        },
+        "backbone": {
+            "name": backbone.name,
+            "image_size": backbone.image_size_px,
+            "weights": spec.weights_file.name if spec.weights_file else spec.weights,
+            "weights_sha256": backbone.weights_sha256,
+            "graph_sha256": backbone.graph_sha256,
+            "preprocessing": backbone.preprocessing,
+        },
+        "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that decide a result; some have other names where they are built for one processor only."""
+    found = {}
+    for name in REPORTED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    draft = path.with_suffix(".json.tmp")
+    draft.write_text(json.dumps(value, indent=1) + "\n")
+    draft.replace(path)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the search of a settings file and print its summary as one JSON object."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("Usage: python -m tune_jobs.run CONFIG.yaml", file=sys.stderr)
+        return UsageError.exit_code
+    try:
+        settings = make_settings(read_settings(Path(arguments[0])), arguments[0])
+        print(json.dumps(run_tune(settings, Progress()).to_json()))
+    except RaymlError as error:
+        print(f"Error: {error.message}", error.hint, sep="\n", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
