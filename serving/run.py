@@ -28,6 +28,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -143,11 +144,7 @@ class Server:
         except RaymlError:
             raise
         except Exception as error:
-            line = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
-            raise ServerError(
-                f"Ray Serve must start and load the bundle. Received: {line}",
-                "Check memory and disk with `ray status` or `df`, and the bundle with `rayml verify`.",
-            ) from error
+            raise _why_not_started(error) from error
 
     def _end(self) -> None:
         if self._folder is None:
@@ -166,6 +163,27 @@ class Server:
         processes.end_descendants(_END_GRACE_S)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
+
+
+def _why_not_started(error: Exception) -> RaymlError:
+    """What kept the server from starting: the replica's own error where it says so, else Ray's."""
+    from ray import serve
+
+    from serving.app import APP_NAME
+
+    text = str(error)
+    with contextlib.suppress(Exception):  # Serve may not have come far enough to be asked.
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        text = "\n".join(deployment.message for deployment in deployments) or text
+    found = re.findall(r"^rayml\.errors\.(BundleError|UsageError): (.+)$", text, flags=re.MULTILINE)
+    if found:
+        name, message = found[-1]
+        refused: RaymlError = getattr(rayml.errors, name)(message, "Try another --engine, or another bundle.")
+        return refused
+    line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), repr(error))
+    return ServerError(
+        f"Ray Serve must start. Received: {line}", "Look at the memory (free -m) and the disk (df -h), and try again."
+    )
 
 
 def serve_forever(bundle: Path, settings: ServeSettings, announce: Callable[[str], None]) -> None:

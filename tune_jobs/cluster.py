@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ def _connect(address: str) -> None:
     import ray
 
     if address == "local":
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        # Ray would write a token into the home folder, readable for every user of the machine.
+        with _variable("RAY_AUTH_TOKEN", secrets.token_hex(32)):
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         return
     if address != "auto":
         _check_reachable(address)
@@ -84,6 +87,19 @@ def _connect(address: str) -> None:
             f"a running Ray was expected at --address {address}. Received: {str(error).splitlines()[0]}",
             "Start one with `ray start --head`, or leave --address out to run on this machine alone.",
         ) from None
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable, unless it is set, for what is started inside."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _check_reachable(address: str) -> None:

