@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayml.errors import UsageError, WeightsError
+from rayml.tiny import TINY_IMAGE_SIZE_PX, TINY_IMAGE_SIZES_PX
 
 if TYPE_CHECKING:
     import keras
@@ -36,19 +38,21 @@ class Architecture:
         image_size_px: the side of the square used unless told otherwise; the network's native one, but Xception's
             is the lesson's 150.
         min_image_size_px: the least that the network's strides allow (`obtain_input_shape` in its module).
+        max_image_size_px: the most.
     """
 
     builder: str
     module: str
     image_size_px: int = 224
     min_image_size_px: int = 32
+    max_image_size_px: int = MAX_IMAGE_SIZE_PX
 
 
 TINY = "tiny"
 
 # keras.applications 3.15; a test holds this table against the library.
 ARCHITECTURES: dict[str, Architecture] = {
-    TINY: Architecture("", "", 64, 32),
+    TINY: Architecture("", "", TINY_IMAGE_SIZE_PX, *TINY_IMAGE_SIZES_PX),
     "xception": Architecture("Xception", "xception", 150, 71),
     "mobilenet": Architecture("MobileNet", "mobilenet"),
     "mobilenet_v2": Architecture("MobileNetV2", "mobilenet_v2"),
@@ -134,10 +138,10 @@ def backbone_spec(name: str = "xception", weights: str | None = None, image_size
     name = plain[_plain(name)]
     architecture = ARCHITECTURES[name]
     size = architecture.image_size_px if image_size_px is None else image_size_px
-    if not architecture.min_image_size_px <= size <= MAX_IMAGE_SIZE_PX:
+    smallest, largest = architecture.min_image_size_px, architecture.max_image_size_px
+    if not smallest <= size <= largest:
         raise UsageError(
-            f"--image-size for {name} must be {architecture.min_image_size_px} to {MAX_IMAGE_SIZE_PX} px. "
-            f"Received: {size}",
+            f"--image-size for {name} must be {smallest} to {largest} px. Received: {size}",
             f"Leave it out for {architecture.image_size_px} px.",
         )
     if name == TINY:
@@ -235,8 +239,11 @@ def _load_weights(base: keras.Model, name: str, path: Path) -> None:
     import numpy as np
 
     try:
-        base.load_weights(path)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, IndexError) as error:
+        with warnings.catch_warnings():
+            # Keras warns where layers keep their random start; such features would be worth nothing.
+            warnings.filterwarnings("error", message="Skipping nested container")
+            base.load_weights(path)
+    except (UserWarning, ValueError, KeyError, OSError, TypeError, AttributeError, IndexError) as error:
         sizes: list[int] = []
         try:
             with h5py.File(path, "r") as file:

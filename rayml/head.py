@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -108,7 +109,7 @@ class HeadWeights:
                 if sorted(arrays.files) != sorted(cls.NAMES):
                     raise BundleError(f"head: expected the arrays {', '.join(cls.NAMES)}. Received: {arrays.files}")
                 return cls(*(arrays[name] for name in cls.NAMES))
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise BundleError(f"head: not a readable .npz file ({error})") from None
 
 
@@ -172,6 +173,8 @@ def make_model(
     from rayml.backbones import backbone_spec, build_base
 
     check_head_settings(learning_rate=learning_rate, size_inner=size_inner, dropout=dropout)
+    if classes < 2:
+        raise UsageError(f"classes must be at least 2. Received: {classes}")
     spec = backbone_spec(backbone, "none" if weights is None else weights, image_size_px)
     base = build_base(spec)
     inputs = keras.Input(shape=(spec.image_size_px, spec.image_size_px, 3))

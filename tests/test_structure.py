@@ -210,7 +210,7 @@ def test_the_serving_pins_are_those_of_all_without_tensorflow() -> None:
     assert everything <= {pin.split(" ;")[0] for pin in pins("dev.txt")}
     serving = {pin.split(" ;")[0] for pin in pins("serve.txt")}
     assert serving < everything
-    assert not {pin for pin in serving if pin.startswith((*_TENSORFLOW, "onnx", "scipy"))}
+    assert not {pin for pin in serving if pin.startswith((*_TENSORFLOW, "scipy"))}
 
 
 # --- imports that must stay light

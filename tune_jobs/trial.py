@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,5 +109,5 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, NDArray[Any]], BestEpoch]:
             state = {name.removeprefix("state_"): arrays[name] for name in arrays.files if name.startswith("state_")}
             weights = HeadWeights(*(arrays[f"best_{name}"] for name in HeadWeights.NAMES))
             return state, BestEpoch(int(arrays["best_epoch"]), float(arrays["best_val_accuracy"]), weights)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SearchError(f"the checkpoint in {folder} is damaged ({error})", "Search again.") from None

@@ -19,7 +19,7 @@ NAME = "rayml-demo"
 def demo(port: int, keep_serving: bool) -> None:
     """Draw a sample, search for its best classifier, serve it, and classify pictures over HTTP.
 
-    Everything is written to a new folder rayml-demo here. Two minutes on two cores, no network.
+    Everything is written to a new folder rayml-demo here. About a minute on two cores, no network.
     """
     from rayml.progress import Progress
     from rayml.sample import write_sample
@@ -34,14 +34,14 @@ def demo(port: int, keep_serving: bool) -> None:
     start = time.monotonic()
     folder = _new_folder()
 
-    def step(number: int, what: str) -> None:
-        click.echo(f"\n[{number}/4, {time.monotonic() - start:.0f} s] {what}")
+    def step(what: str) -> None:
+        click.echo(f"\n[{time.monotonic() - start:.0f} s] {what}")
 
-    step(1, f"rayml data sample {folder}/photos")
+    step(f"rayml data sample {folder}/photos")
     written = write_sample(folder / "photos")
     click.echo(f"{written} drawings of garments in ten classes: a sample, not photos.")
 
-    step(2, f"rayml tune {folder}/photos --backbone tiny --out {folder}/run")
+    step(f"rayml tune {folder}/photos --backbone tiny --out {folder}/run")
     summary = run_tune(SearchSettings(data=folder / "photos", out=folder / "run", backbone="tiny"), Progress())
     best = summary.best
     click.echo(
@@ -50,28 +50,25 @@ def demo(port: int, keep_serving: bool) -> None:
         f"(always the largest class: {summary.largest_class_share:.3f})."
     )
 
-    step(3, f"rayml serve {summary.bundle} --port {port}")
+    step(f"rayml serve {summary.bundle} --port {port}")
     with running(summary.bundle, settings) as url:
         click.echo(f"Ray Serve answers on {url}; its golden pictures came back right.")
         pictures = sorted((folder / "photos" / "validation").glob("*/*.jpg"))
         firsts = [next(group) for _, group in itertools.groupby(pictures, lambda path: path.parent.name)]
 
-        step(4, f"rayml predict PICTURE --server {url}")
+        step(f"rayml predict PICTURE --server {url}")
         client = Client(url)
         right = 0
         for picture in pictures:
             answer = client.predict(picture)
             right += answer["label"] == picture.parent.name
             if picture in firsts:
-                click.echo(f"  {picture.name:18} {answer['label']:10} {answer['confidence']:.2f}")
+                click.echo(f"  {picture.name:19} {answer['label']:10} {answer['confidence']:.2f}")
         click.echo(f"Over HTTP {right} of {len(pictures)} validation pictures were classified right.")
 
-        step(4, "done")
-        click.echo(f"All of it lies in {folder}/. Next:")
-        click.echo(f"  rayml serve {summary.bundle}                       serve this classifier")
-        click.echo(
-            "  rayml tune PHOTOS --out RUN                     your own: PHOTOS/train/CLASS/*.jpg, .../validation"
-        )
+        step(f"Done. Everything lies in {folder}/. Next:")
+        click.echo(f"  rayml serve {summary.bundle}      serve this classifier")
+        click.echo("  rayml tune PHOTOS --out RUN          search on your own PHOTOS/train/CLASS/*.jpg and .../validation")
         if keep_serving:
             click.echo(f"Serving on {url}; Ctrl-C ends it.")
             with contextlib.suppress(KeyboardInterrupt):

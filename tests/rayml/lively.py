@@ -1,7 +1,8 @@
 """Backbones without their trained weights whose features still say something about a picture.
 
 Fresh from Keras, the values of a deep network fade on their way (MobileNetV2's features are 1e-11): every engine would
-agree about them and no head would learn from them. He's initialisation (He et al. 2015, section 2.2) keeps their size.
+agree about them and no head would learn from them. With batch normalisation set to the statistics of drawings, each
+layer's values keep their size.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.backbones import BackboneSpec, backbone_spec, build_base
+from rayml.backbones import BackboneSpec, backbone_spec, build_base, preprocess_input
 from rayml.sample import CLASSES, draw
 
 
-def enliven(base: Any, seed: int = 3) -> None:
-    """Give every convolution weights of He's size, in place."""
-    random = np.random.default_rng(seed)
-    for kernel in (weight for weight in base.weights if len(weight.shape) == 4):
-        fan_in = kernel.shape[0] * kernel.shape[1] * (1 if "depthwise" in kernel.path else kernel.shape[2])
-        kernel.assign(random.normal(scale=(2 / fan_in) ** 0.5, size=kernel.shape))
+def enliven(base: Any, name: str) -> None:
+    """Set the moving averages of every batch normalisation to those of drawings, in place."""
+    import keras
+
+    pixels, _ = drawings(16, base.input_shape[1], first_seed=1000)
+    base.trainable = True  # A frozen one would not look at the batch.
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    base(preprocess_input(name, pixels.astype(np.float32)), training=True)
 
 
 def lively_spec(name: str, image_size_px: int, folder: Path) -> BackboneSpec:
@@ -29,7 +34,7 @@ def lively_spec(name: str, image_size_px: int, folder: Path) -> BackboneSpec:
     import keras
 
     base = build_base(backbone_spec(name, "none", image_size_px))
-    enliven(base)
+    enliven(base, name)
     path = folder / f"{name}.weights.h5"
     base.save_weights(path)
     keras.backend.clear_session()

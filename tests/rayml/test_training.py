@@ -83,7 +83,7 @@ def assert_same(ours: list[EpochMetrics], keras: list[EpochMetrics], tolerance: 
 def assert_equivalent(spec: BackboneSpec, model: Any) -> None:
     """A model of `make_model` under `fit`, against the trainer on features of Keras and on features of OpenVINO."""
     pixels, labels = drawings(TRAIN + VALIDATION, spec.image_size_px)
-    backbone = feature_model(spec)
+    backbone = feature_model(spec, next(layer for layer in model.layers if hasattr(layer, "layers")))
     engine = load_engine(to_onnx(backbone), "openvino", threads=2)
 
     def trainer_on(features: NDArray[np.float32]) -> HeadTrainer:

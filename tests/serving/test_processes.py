@@ -11,10 +11,11 @@ from serving.processes import descendants
 
 # A parent that adopts, a child that ends at once, and a grandchild that would sleep for an hour.
 _PROGRAM = """
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 from serving import processes
 processes.adopt_orphans()
-grandchild = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)']).pid)"
+sleep = "[sys.executable, '-c', 'import time; time.sleep(3600)']"
+grandchild = f"import subprocess, sys; print(subprocess.Popen({sleep}, stdout=subprocess.DEVNULL).pid)"
 orphan = int(subprocess.run([sys.executable, "-c", grandchild], stdout=subprocess.PIPE, check=True).stdout)
 found = processes.descendants(os.getpid())
 killed = processes.end_descendants(grace_s=0.2)
