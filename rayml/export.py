@@ -58,49 +58,8 @@ def to_onnx(model: keras.Model) -> bytes:
         if value.name != "images":
             proto.graph.initializer.append(onnx.numpy_helper.from_array(constants[value.name].numpy(), value.name))
             proto.graph.input.remove(value)
-    _put_in_order(proto.graph)
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-def _put_in_order(graph: Any) -> None:
-    """Order and name nodes and constants by the way from the output back to the input, in place.
-
-    tf2onnx walks over sets and counts names on through a process: without this the same backbone is another file, and
-    its features are computed anew, each time that it is frozen.
-    """
-    makers = {name: node for node in graph.node for name in node.output}
-    constants = {constant.name: constant for constant in graph.initializer}
-    names = {"": "", **{value.name: value.name for value in (*graph.input, *graph.output)}}
-    nodes, used = [], []
-    waiting = [(value.name, False) for value in graph.output]
-    done: set[str] = set()
-    while waiting:
-        name, inputs_done = waiting.pop()
-        if inputs_done:
-            node = makers[name]
-            nodes.append(node)
-            for output in node.output:
-                names.setdefault(output, f"value_{len(names)}")
-        elif name not in done:
-            done.add(name)
-            if name in makers:
-                done.update(makers[name].output)
-                waiting += [(name, True), *((before, False) for before in reversed(makers[name].input))]
-            elif name in constants:
-                used.append(constants[name])
-                names[name] = f"constant_{len(names)}"
-    for node in nodes:
-        node.name = ""
-        node.input[:] = [names[name] for name in node.input]
-        node.output[:] = [names[name] for name in node.output]
-        node.attribute.sort(key=lambda attribute: attribute.name)
-    for constant in used:
-        constant.name = names[constant.name]
-    for field, ordered in (("node", nodes), ("initializer", used), ("value_info", [])):
-        copies = [type(part).FromString(part.SerializeToString()) for part in ordered]
-        graph.ClearField(field)
-        getattr(graph, field).extend(copies)
 
 
 def _erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,11 @@ class FeatureBank:
         array = index.with_suffix(".npy")
         try:
             digests = json.loads(index.read_text())
-            shape = np.load(array, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError):
+            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
             return
-        if shape == (len(digests), self.features):
+        whole = isinstance(digests, list) and vectors.shape == (len(digests), self.features)
+        if whole and vectors.dtype == np.float32:
             self._places.update((digest, (array, row)) for row, digest in enumerate(digests))
 
     def write(self, digests: list[str], vectors: NDArray[np.float32]) -> None:
@@ -99,9 +101,11 @@ class FeatureBank:
             drafts[1].replace(index)
         except OSError as error:
             for draft in drafts:
-                draft.unlink(missing_ok=True)
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
             raise RaymlError(
-                f"features could not be written: {error.strerror} at {error.filename}",
+                # NumPy's own error for a full disk has a text alone.
+                f"features could not be written to {self.folder}: {error.strerror or error}",
                 "Free some space, or point --cache (or RAYML_CACHE) to another folder; finished features are kept.",
             ) from None
         self._add(index)

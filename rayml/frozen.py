@@ -91,7 +91,7 @@ def load_frozen(folder: Path) -> FrozenBackbone | None:
         frozen = FrozenBackbone(folder=folder, **described)
         whole = file_sha256(folder / "backbone.onnx") == frozen.graph_sha256
         return frozen if whole and len(frozen.golden()[0]) == len(frozen.golden()[1]) else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, EOFError):
         return None
 
 
@@ -152,7 +152,8 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise RaymlError(
-            f"the cache must be writable. Received: {error.strerror} at {error.filename}",
+            # NumPy's own error for a full disk has a text alone.
+            f"the cache must be writable. Received: {error.strerror or error} at {folder.parent}",
             "Free some space, or point --cache (or RAYML_CACHE) to another folder.",
         ) from None
     frozen = load_frozen(folder)

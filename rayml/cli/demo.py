@@ -68,7 +68,7 @@ def demo(port: int, keep_serving: bool) -> None:
 
         step(f"Done. Everything lies in {folder}/. Next:")
         click.echo(f"  rayml serve {summary.bundle}      serve this classifier")
-        click.echo("  rayml tune PHOTOS --out RUN          search on your own PHOTOS/train/CLASS/*.jpg and .../validation")
+        click.echo("  rayml tune PHOTOS --out RUN          search on your own PHOTOS/{train,validation}/CLASS/*.jpg")
         if keep_serving:
             click.echo(f"Serving on {url}; Ctrl-C ends it.")
             with contextlib.suppress(KeyboardInterrupt):

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rayml.errors import RaymlError
+from rayml.features import FeatureBank, bank_key
+from rayml.frozen import FrozenBackbone
+
+D = 5
+
+
+def digests(*names: str) -> list[str]:
+    return [hashlib.sha256(name.encode()).hexdigest() for name in names]
+
+
+def vectors(count: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, D)).astype(np.float32)
+
+
+def backbone(**changes: object) -> FrozenBackbone:
+    made = FrozenBackbone(Path("anywhere"), "tiny", 64, "a" * 64, "b" * 64, D)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> FeatureBank:
+    return FeatureBank(tmp_path / "bank", D)
+
+
+def test_what_was_written_is_read_in_the_order_asked_for(bank: FeatureBank) -> None:
+    first, second = vectors(3, 1), vectors(2, 2)
+    bank.write(digests("a", "b", "c"), first)
+    bank.write(digests("d", "e"), second)
+    for opened in (bank, FeatureBank(bank.folder, D)):
+        assert len(opened) == 5
+        assert digests("d")[0] in opened
+        assert digests("z")[0] not in opened
+        rows = opened.rows(digests("e", "a", "d", "a", "c"))
+        np.testing.assert_array_equal(rows, np.stack([second[1], first[0], second[0], first[0], first[2]]))
+        assert rows.dtype == np.float32
+        assert opened.rows([]).shape == (0, D)
+    with pytest.raises(KeyError):
+        bank.rows(digests("z"))
+
+
+def test_a_bank_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert len(FeatureBank(tmp_path / "none", D)) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def shard(bank: FeatureBank, suffix: str) -> Path:
+    (path,) = (bank.folder / name for name in os.listdir(bank.folder) if name.endswith(suffix))
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda bank: shard(bank, ".npy").unlink(),
+        lambda bank: shard(bank, ".json").unlink(),
+        lambda bank: shard(bank, ".npy").write_bytes(b""),
+        lambda bank: shard(bank, ".json").write_bytes(b""),
+        lambda bank: shard(bank, ".npy").write_bytes(shard(bank, ".npy").read_bytes()[:-4]),
+        lambda bank: shard(bank, ".npy").write_bytes(shard(bank, ".npy").read_bytes()[:50]),
+        lambda bank: shard(bank, ".npy").write_bytes(b"not an array at all"),
+        lambda bank: shard(bank, ".json").write_text(json.dumps(digests("a", "b"))),
+        lambda bank: shard(bank, ".json").write_text("null"),
+        lambda bank: shard(bank, ".json").write_bytes(b"\xff\xfe"),
+        lambda bank: np.save(shard(bank, ".npy"), np.zeros((3, D))),
+        lambda bank: np.save(shard(bank, ".npy"), np.zeros((3, D + 1), np.float32)),
+    ],
+    ids=[
+        "array gone",
+        "index gone",
+        "array empty",
+        "index empty",
+        "array cut",
+        "header cut",
+        "no array",
+        "index short",
+        "index null",
+        "index binary",
+        "float64",
+        "other width",
+    ],
+)
+def test_a_shard_that_is_not_whole_counts_as_not_there(
+    bank: FeatureBank, damage: Callable[[FeatureBank], object]
+) -> None:
+    names = digests("a", "b", "c")
+    bank.write(names, vectors(3))
+    damage(bank)
+    opened = FeatureBank(bank.folder, D)
+    assert len(opened) == 0
+    opened.write(names, vectors(3))
+    np.testing.assert_array_equal(FeatureBank(bank.folder, D).rows(names), vectors(3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused(bank: FeatureBank, value: float) -> None:
+    wrong = vectors(2)
+    wrong[1, 3] = value
+    with pytest.raises(RaymlError, match="not finite numbers"):
+        bank.write(digests("a", "b"), wrong)
+    assert not bank.folder.exists()
+
+
+def test_another_shape_or_type_is_a_mistake_of_the_caller(bank: FeatureBank) -> None:
+    for wrong in (vectors(3), vectors(2).astype(np.float64), vectors(2)[:, :4]):
+        with pytest.raises(ValueError, match=r"expected float32 \(2, 5\)"):
+            bank.write(digests("a", "b"), wrong)
+
+
+def test_a_folder_that_cannot_be_written(bank: FeatureBank) -> None:
+    bank.folder.write_text("a file where the folder should be")
+    with pytest.raises(RaymlError, match="features could not be written") as caught:
+        bank.write(digests("a"), vectors(1))
+    assert "--cache" in caught.value.hint
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path: Path) -> None:
+    """A limit on a file's size fails the write in the middle, as a full disk does."""
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from rayml.errors import RaymlError\nfrom rayml.features import FeatureBank\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "bank = FeatureBank(Path(sys.argv[1]), 5)\n"
+        "bank.write(['a' * 64], np.ones((1, 5), np.float32))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    bank.write([f'{i:064}' for i in range(500)], np.ones((500, 5), np.float32))\n"
+        "except RaymlError as error:\n    print(error.message)\n"
+    )
+    folder = tmp_path / "bank"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True, timeout=60
+    )
+    # NumPy writes through C's stdio and says how far it came; through Python's file it is the system's own words.
+    assert "features could not be written to " in done.stdout
+    assert "written" in done.stdout or "File too large" in done.stdout
+    assert "None" not in done.stdout
+    assert len(FeatureBank(folder, D)) == 1
+    assert len(list(folder.iterdir())) == 2  # no draft is left
+
+
+def test_what_decides_the_vectors_names_the_bank(tmp_path: Path) -> None:
+    keys = {
+        bank_key(changed)
+        for changed in (
+            backbone(),
+            backbone(graph_sha256="c" * 64),
+            backbone(image_size_px=65),
+        )
+    }
+    assert len(keys) == 3
+    assert all(len(key) == 64 for key in keys)
+    # Where it lies does not.
+    assert bank_key(backbone(folder=Path("elsewhere"))) == bank_key(backbone())
+    FeatureBank.of(backbone(), tmp_path).write(digests("a"), vectors(1))
+    assert digests("a")[0] in FeatureBank.of(backbone(), tmp_path)
+    assert digests("a")[0] not in FeatureBank.of(backbone(graph_sha256="c" * 64), tmp_path)
+
+
+def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom rayml.features import FeatureBank\n"
+        "bank = FeatureBank(Path(sys.argv[1]), 5)\n"
+        "for i in range(100):\n"
+        "    shard = [f'{10 * i + j:064}' for j in range(10)]\n"
+        "    bank.write(shard, np.full((10, 5), i, np.float32))\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    bank = FeatureBank(tmp_path, D)
+    assert len(bank) == 1000
+    np.testing.assert_array_equal(bank.rows([f"{i:064}" for i in range(1000)])[:, 0], np.repeat(np.arange(100), 10))

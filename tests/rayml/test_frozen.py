@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayml.backbones import backbone_spec, feature_model, file_sha256
+from rayml.engines import load_engine
+from rayml.errors import RaymlError
+from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
+from rayml.images import load_pixels, preprocessing_id
+from rayml.sample import CLASSES
+
+SPEC = backbone_spec("tiny")
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> FrozenBackbone:
+    return freeze(SPEC, tmp_path)
+
+
+def test_what_is_frozen(frozen: FrozenBackbone, tmp_path: Path) -> None:
+    assert (frozen.name, frozen.image_size_px, frozen.features) == ("tiny", 64, 160)
+    assert frozen.preprocessing == preprocessing_id(64)
+    assert frozen.graph_sha256 == file_sha256(frozen.folder / "backbone.onnx")
+    assert frozen.folder == frozen_folder(SPEC, tmp_path)
+    assert load_frozen(frozen.folder) == frozen
+    assert [path.name for path in (tmp_path / "backbones").iterdir()] == [frozen.folder.name]  # no draft is left
+
+
+def test_golden_features_are_kerass_own(frozen: FrozenBackbone) -> None:
+    pictures, features = frozen.golden()
+    assert sorted(pictures) == [f"{label}.png" for label in CLASSES]
+    pixels = np.stack([load_pixels(data, 64) for data in pictures.values()])
+    np.testing.assert_array_equal(features, np.asarray(feature_model(SPEC)(pixels, training=False)))
+    by_engine = load_engine(frozen.graph(), threads=2)(pixels)
+    np.testing.assert_allclose(by_engine, features, rtol=0, atol=1e-5 * np.abs(features).max())
+
+
+def test_whatever_decides_the_graph_names_the_folder(tmp_path: Path) -> None:
+    weights = tmp_path / "some.weights.h5"
+    weights.write_bytes(b"\x89HDF\r\n\x1a\none")
+    folders = [
+        frozen_folder(backbone_spec(*arguments), tmp_path)
+        for arguments in (
+            ("tiny", None, 64),
+            ("tiny", None, 65),
+            ("mobilenet_v2", "none", 96),
+            ("mobilenet_v2", "imagenet", 96),
+            ("mobilenet_v2", str(weights), 96),
+        )
+    ]
+    weights.write_bytes(b"\x89HDF\r\n\x1a\ntwo")
+    folders.append(frozen_folder(backbone_spec("mobilenet_v2", str(weights), 96), tmp_path))
+    assert len(set(folders)) == 6
+    # Its content, not its place.
+    moved = weights.rename(tmp_path / "other.weights.h5")
+    assert frozen_folder(backbone_spec("mobilenet_v2", str(moved), 96), tmp_path) == folders[-1]
+
+
+def change(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Any] = {
+    "graph changed": lambda folder: change(folder / "backbone.onnx"),
+    "graph missing": lambda folder: (folder / "backbone.onnx").unlink(),
+    "record missing": lambda folder: (folder / "backbone.json").unlink(),
+    "record cut": lambda folder: (folder / "backbone.json").write_text('{"name": '),
+    "record of another kind": lambda folder: (folder / "backbone.json").write_text("[]"),
+    "record with other fields": lambda folder: (folder / "backbone.json").write_text('{"name": "tiny"}'),
+    "record empty": lambda folder: (folder / "backbone.json").write_bytes(b""),
+    "picture missing": lambda folder: (folder / "golden" / "hat.png").unlink(),
+    "features missing": lambda folder: (folder / "golden" / "features.npy").unlink(),
+    "features empty": lambda folder: (folder / "golden" / "features.npy").write_bytes(b""),
+    "features cut": lambda folder: (folder / "golden" / "features.npy").write_bytes(b"\x93NUMPY\x01\x00v"),
+}
+
+
+def test_a_damaged_entry_counts_as_none_and_is_made_again(tmp_path: Path) -> None:
+    whole = freeze(SPEC, tmp_path)
+    files = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
+    for name, damage in DAMAGES.items():
+        for path, data in files.items():
+            path.write_bytes(data)
+        assert load_frozen(whole.folder) == whole
+        damage(whole.folder)
+        assert load_frozen(whole.folder) is None, name
+    again = freeze(SPEC, tmp_path)
+    assert load_frozen(whole.folder) == again
+    # tf2onnx may order the nodes otherwise the second time; what Keras gives stays the same to the bit.
+    assert again.weights_sha256 == whole.weights_sha256
+    golden = {path: data for path, data in files.items() if path.parent.name == "golden"}
+    assert {path: path.read_bytes() for path in golden} == golden
+
+
+def test_two_processes_may_freeze_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom rayml.backbones import backbone_spec\n"
+        "from rayml.frozen import freeze\nprint(freeze(backbone_spec('tiny'), Path(sys.argv[1])).graph_sha256)"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0].strip().splitlines()[-1] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert said[0] == said[1]
+    (folder,) = (tmp_path / "backbones").iterdir()
+    kept = load_frozen(folder)
+    assert kept is not None
+    assert kept.graph_sha256 == said[0]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "backbones").write_text("a file where the folder should be")
+    with pytest.raises(RaymlError, match="the cache must be writable") as caught:
+        freeze(SPEC, tmp_path)
+    assert "--cache" in caught.value.hint
+
+
+def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAYML_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "rayml"
+    monkeypatch.setenv("RAYML_CACHE", str(tmp_path / "mine"))
+    assert default_cache() == tmp_path / "mine"
+    monkeypatch.delenv("RAYML_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path(os.environ["HOME"]) / ".cache" / "rayml"
+
+
+def test_opening_a_frozen_backbone_loads_no_tensorflow(frozen: FrozenBackbone) -> None:
+    code = (
+        "import sys, json\nfrom pathlib import Path\nfrom rayml.frozen import load_frozen\n"
+        "from rayml.features import FeatureBank\nfrozen = load_frozen(Path(sys.argv[1]))\n"
+        "FeatureBank.of(frozen, Path(sys.argv[1]))\n"
+        "print(json.dumps([frozen.features, sorted({'tensorflow', 'keras', 'onnx'} & set(sys.modules))]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(frozen.folder)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) == [160, []]
