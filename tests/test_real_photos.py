@@ -57,7 +57,7 @@ class PeakMemory:
                             others.add(process.pid)
                         continue
                     self.processes.add(process.pid)
-                    resident = process.memory_info().rss - process.memory_info().shared
+                    resident = process.memory_info().rss
                     if resident > self.bytes:
                         self.bytes, self.largest = resident, " ".join(process.cmdline())[:200]
                 except psutil.Error:

@@ -176,9 +176,8 @@ def feature_pass(
                 f"a worker of the feature pass died {RESTARTS + 1} times ({str(error).splitlines()[0]})",
                 "Is there memory enough? What it finished is kept: run the same command again.",
             ) from None
-        finally:
-            for worker in workers:
-                ray.kill(worker)
+        for worker in workers:
+            ray.kill(worker)  # At once, since the trials wait for their processors.
     by_path = {photo.path: reasons[photo.sha256] for photo in manifest.photos if photo.sha256 in reasons}
     if by_path and not skip_unreadable:
         shown = "; ".join(f"{path} ({reason})" for path, reason in islice(by_path.items(), 5))

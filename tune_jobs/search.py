@@ -69,6 +69,7 @@ def run_search(
 
     Raises:
         SearchError: no node has room for a trial, or every trial failed.
+        KeyboardInterrupt: Ctrl-C; what the trials had reported stays.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     cpus = trial_cpus(settings, nodes)
@@ -114,6 +115,10 @@ def run_search(
         except tune.error.TuneError as error:
             reason = str(error).splitlines()[0]
             raise SearchError(f"Ray Tune gave up ({reason})", f"Its state lies in {run / 'ray'}.") from None
+    if len(recorder.rows) < settings.trials:  # Ray Tune catches Ctrl-C, saves its state and returns.
+        ended = f"{len(recorder.rows)} of {settings.trials} trials"
+        progress.say(f"search: interrupted after {ended}; {run}/history.csv holds what they reported")
+        raise KeyboardInterrupt
     result = SearchResult(
         tuple(recorder.rows[number] for number in sorted(recorder.rows)), recorder.checkpoints, recorder.errors
     )

@@ -105,7 +105,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, NDArray[Any]], BestEpoch]:
         SearchError: the file is damaged or not there.
     """
     try:
-        with np.load(folder / CHECKPOINT_FILE, allow_pickle=False) as arrays:
+        # NumPy leaves a file that it opened itself open where it turns out to be damaged.
+        with (folder / CHECKPOINT_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             state = {name.removeprefix("state_"): arrays[name] for name in arrays.files if name.startswith("state_")}
             weights = HeadWeights(*(arrays[f"best_{name}"] for name in HeadWeights.NAMES))
             return state, BestEpoch(int(arrays["best_epoch"]), float(arrays["best_val_accuracy"]), weights)

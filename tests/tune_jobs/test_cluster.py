@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from rayml.errors import WeightsError
+from tune_jobs.cluster import on_this_node
+
+
+def test_a_ray_that_is_connected_already_is_used_and_left(ray_cluster: str) -> None:
+    import ray
+
+    from tune_jobs.cluster import ray_cluster as connect
+
+    with connect("local") as nodes:
+        assert [(node.cpus, node.gpus) for node in nodes] == [(2, 0)]
+        assert nodes[0].node_id == ray.get_runtime_context().get_node_id()
+    assert ray.is_initialized()
+    assert str(ray.get_runtime_context().gcs_address) == ray_cluster
+
+
+def _pid() -> int:
+    return os.getpid()
+
+
+def _refuse() -> None:
+    raise WeightsError("they do not fit", "take others")
+
+
+def _fail() -> None:
+    raise ZeroDivisionError("a bug")
+
+
+def test_a_call_in_a_process_of_its_own(ray_cluster: str) -> None:
+    import ray
+
+    assert on_this_node(_pid) != os.getpid()
+    with pytest.raises(WeightsError) as caught:
+        on_this_node(_refuse)
+    assert (caught.value.message, caught.value.hint, caught.value.exit_code) == ("they do not fit", "take others", 2)
+    with pytest.raises(ray.exceptions.RayTaskError, match="a bug"):
+        on_this_node(_fail)
+
+
+def _connect(address: str) -> tuple[str, str]:
+    """What a process that is connected to no Ray gets."""
+    code = (
+        "import sys\nfrom rayml.errors import RaymlError\nfrom tune_jobs.cluster import ray_cluster\n"
+        "try:\n    with ray_cluster(sys.argv[1]) as nodes:\n        print(len(nodes))\n        print(nodes[0].cpus)\n"
+        "except RaymlError as error:\n    print(type(error).__name__, error.message)\n    print(error.hint)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, address], capture_output=True, text=True, check=True, timeout=120
+    )
+    first, second = done.stdout.splitlines()
+    return first, second
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", ""])
+def test_addresses_that_are_none(address: str) -> None:
+    first, _ = _connect(address)
+    assert first == f"UsageError --address must be local, auto or HOST:PORT. Received: {address}"
+
+
+def test_nothing_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    first, second = _connect(address)
+    assert first.startswith(f"SearchError no Ray answers at --address {address} (")
+    assert "leave --address out" in second
+
+
+def test_names_and_ports_that_cannot_be() -> None:
+    assert _connect("no-such-host.invalid:6379")[0].startswith("SearchError no Ray answers at --address no-such-host")
+    assert _connect("127.0.0.1:99999")[0].startswith("SearchError no Ray answers")
+
+
+def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:
+    assert _connect(ray_cluster) == ("1", "2")

@@ -1,0 +1,224 @@
+"""From a folder of drawn photos to a sealed bundle, on one Ray."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from rayml.backbones import backbone_spec
+from rayml.bundle import Bundle
+from rayml.data import scan
+from rayml.errors import DataError, RaymlError, SearchError, UsageError
+from rayml.evaluation import evaluate
+from rayml.features import FeatureBank
+from rayml.frozen import frozen_folder, load_frozen
+from rayml.predictor import Predictor
+from rayml.sample import CLASSES, write_sample
+from tests.tune_jobs.small import QUIET, settings
+from tune_jobs.run import RunSummary, run_tune
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("run")
+    write_sample(made / "photos", train_per_class=12, validation_per_class=6)
+    return made
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path, ray_cluster: str) -> RunSummary:
+    return run_tune(settings(folder), QUIET)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_lies_in_run(summary: RunSummary) -> None:
+    names = sorted(path.name for path in summary.run.iterdir())
+    assert names == ["best", "history.csv", "ray", "run.json", "trials.csv"]
+    trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
+    assert len(trials) == len(summary.trials) == 4
+    assert len(history) == sum(int(trial["epochs"]) for trial in trials) == 12
+    (best,) = [trial for trial in trials if trial["trial_id"] == summary.best.trial_id]
+    assert float(best["val_accuracy"]) == summary.best.val_accuracy
+    assert summary.largest_class_share == 0.1
+    assert (summary.computed, summary.cached) == (180, 0)
+    json.dumps(summary.to_json(), allow_nan=False)
+
+
+def test_what_is_recorded(summary: RunSummary, folder: Path) -> None:
+    record = json.loads((summary.run / "run.json").read_text())
+    assert (record["status"], record["bundle"]) == ("finished", "best")
+    assert record["settings"]["size_inner"] == [4, 8]
+    assert record["settings"]["seed"] == 1
+    assert record["data"]["digest"] == scan(folder / "photos").digest
+    assert record["data"]["counts"]["train"] == dict.fromkeys(CLASSES, 12)
+    assert record["backbone"]["name"] == "tiny"
+    assert record["features"] == {"computed": 180, "cached": 0, "engine": "openvino"}
+    assert record["best"]["trial_id"] == summary.best.trial_id
+    assert {"ray", "tensorflow", "keras", "python"} <= set(record["versions"])
+    assert list(record["timings"]) == ["data", "ray", "backbone", "features", "search", "bundle"]
+    assert all(seconds >= 0 for seconds in record["timings"].values())
+
+
+def test_rayml_writes_no_absolute_path(summary: RunSummary, folder: Path) -> None:
+    """A run's folder may be moved. Ray's own state in ray/ is Ray's affair."""
+    for path in summary.run.rglob("*"):
+        if path.is_file() and "ray" not in path.relative_to(summary.run).parts:
+            assert str(folder).encode() not in path.read_bytes(), path
+
+
+def test_the_bundle_scores_exactly_what_the_table_says(summary: RunSummary, folder: Path) -> None:
+    bundle = Bundle.open(summary.bundle)
+    assert bundle.record.classes == CLASSES
+    assert bundle.record.backbone_name == "tiny"
+    assert bundle.record.training.learning_rate == summary.best.learning_rate
+    assert bundle.record.training.epochs == summary.best.best_epoch
+    assert bundle.record.metrics["accuracy"] == summary.best.val_accuracy
+    predictor = Predictor(bundle)
+    assert predictor.check_golden() < 1e-4
+    figures = evaluate(predictor, folder / "photos" / "validation", QUIET)
+    assert figures["accuracy"] == summary.best.val_accuracy
+    assert figures["loss"] == pytest.approx(summary.best.val_loss, rel=1e-4)
+    assert figures["accuracy"] > 0.4  # three epochs on 120 drawings; a trivial rule has 0.1
+
+
+def test_the_backbone_that_made_the_features_is_the_one_that_is_served(summary: RunSummary, folder: Path) -> None:
+    frozen = load_frozen(frozen_folder(backbone_spec("tiny"), folder / "cache"))
+    assert frozen is not None
+    manifest = scan(folder / "photos")
+    photos = manifest.split("validation")
+    features = FeatureBank.of(frozen, folder / "cache").rows([photo.sha256 for photo in photos])
+    predictor = Predictor(summary.bundle)
+    pixels = np.stack([predictor.decode((manifest.root / photo.path).read_bytes()) for photo in photos])
+    expected = predictor.bundle.head.logits(features)
+    np.testing.assert_allclose(predictor.predict_pixels(pixels), expected, rtol=0, atol=1e-4)
+
+
+def test_a_second_run_finds_its_features_and_gives_the_same(summary: RunSummary, folder: Path) -> None:
+    again = run_tune(settings(folder, out=folder / "again"), QUIET)
+    assert (again.computed, again.cached) == (0, 180)
+
+    def figures(run: Path) -> Any:
+        return sorted(tuple(row.values())[:-1] for row in rows(run / "history.csv"))
+
+    assert figures(again.run) == figures(summary.run)
+    assert again.best.trial_id == summary.best.trial_id
+    for name in ("model.onnx", "head.npz"):
+        assert (again.bundle / name).read_bytes() == (summary.bundle / name).read_bytes()
+
+
+def test_a_share_split_off(summary: RunSummary, folder: Path) -> None:
+    found = run_tune(
+        settings(
+            folder,
+            data=folder / "photos" / "train",
+            out=folder / "split",
+            validation_fraction=0.25,
+            size_inner=(4,),
+            learning_rate=(0.01,),
+            epochs=1,
+            grace_period=1,
+        ),
+        QUIET,
+    )
+    assert (found.computed, found.cached) == (0, 120)  # known by content, wherever it lies
+    record = json.loads((found.run / "run.json").read_text())
+    assert record["data"]["counts"] == {"train": dict.fromkeys(CLASSES, 9), "validation": dict.fromkeys(CLASSES, 3)}
+
+
+def refused(kind: type[RaymlError], chosen: Any, words: str) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        run_tune(chosen, QUIET)
+    assert "\n" not in caught.value.message
+    assert not chosen.out.exists()
+
+
+def test_a_run_that_is_there_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="--out must be a new folder"):
+        run_tune(settings(tmp_path, data=folder / "photos"), QUIET)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
+    def chosen(**changes: Any) -> Any:
+        return settings(tmp_path, **{"data": folder / "photos", **changes})
+
+    refused(DataError, chosen(data=tmp_path / "nowhere"), "no such folder")
+    refused(UsageError, chosen(backbone="tinny"), "--backbone must be one of")
+    refused(UsageError, chosen(image_size=20), "--image-size for tiny must be 32 to 224 px. Received: 20")
+    refused(SearchError, chosen(trial_cpus=64.0), "a trial needs 64 CPUs")
+
+    write_sample(tmp_path / "photos", train_per_class=2, validation_per_class=1)
+    broken = tmp_path / "photos" / "train" / "hat" / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    refused(DataError, settings(tmp_path), "1 of 31 pictures cannot be read: train/hat/broken.jpg")
+    summary = run_tune(
+        settings(
+            tmp_path, skip_unreadable=True, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1
+        ),
+        QUIET,
+    )
+    record = json.loads((summary.run / "run.json").read_text())
+    assert list(record["data"]["unreadable"]) == ["train/hat/broken.jpg"]
+    assert record["data"]["ignored"] == ["train/hat/broken.jpg"]
+    assert record["data"]["counts"]["train"]["hat"] == 2
+
+
+def test_where_no_trial_succeeds_there_is_no_bundle(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
+    chosen = settings(
+        tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), learning_rate=(1e30,)
+    )
+    with pytest.raises(SearchError, match="every trial failed"):
+        run_tune(chosen, QUIET)
+    assert not (chosen.out / "best").exists()
+
+
+def test_as_a_cluster_job(folder: Path, summary: RunSummary, tmp_path: Path) -> None:
+    """The entry point, in a process of its own with a Ray of its own."""
+    values = {
+        "data": str(folder / "photos"),
+        "out": str(tmp_path / "run"),
+        "cache": str(folder / "cache"),
+        "backbone": "tiny",
+        "size_inner": [4],
+        "learning_rate": [0.01],
+        "epochs": 1,
+        "grace_period": 1,
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    done = subprocess.run(
+        [sys.executable, "-m", "tune_jobs.run", str(path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["computed"], answer["cached"], len(answer["trials"])) == (0, 180, 1)
+    assert Bundle.open(tmp_path / "run" / "best").record.backbone_name == "tiny"
+
+    again = subprocess.run(
+        [sys.executable, "-m", "tune_jobs.run", str(path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.splitlines()[0].startswith("Error: --out must be a new folder")
+    assert len(again.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"]])
+def test_how_the_job_is_called(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tune_jobs.run", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.strip()) == (2, "Usage: python -m tune_jobs.run CONFIG.yaml")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayml.errors import SearchError
+from rayml.metrics import accuracy, cross_entropy
+from tests.tune_jobs.small import QUIET, nodes, settings, vectors
+from tune_jobs.cluster import Node
+from tune_jobs.search import SearchResult, run_search, trial_cpus
+from tune_jobs.select import select
+from tune_jobs.trial import read_checkpoint
+
+
+def search(folder: Path, address: str, data: Any = None, **changes: Any) -> tuple[SearchResult, list[dict[str, str]]]:
+    """A search's result and the lines of its history.csv."""
+    chosen = settings(folder, **changes)
+    chosen.out.mkdir(parents=True)
+    result = run_search(chosen, data or vectors(), nodes(address), chosen.out, QUIET)
+    with (chosen.out / "history.csv").open(newline="") as file:
+        return result, list(csv.DictReader(file))
+
+
+def test_every_cell_runs_and_is_recorded(ray_cluster: str, tmp_path: Path) -> None:
+    data = vectors(noise=2.5)
+    result, history = search(tmp_path, ray_cluster, data)
+    assert [trial.trial_id for trial in result.trials] == ["00000", "00001", "00002", "00003"]
+    cells = {(trial.size_inner, trial.learning_rate) for trial in result.trials}
+    assert cells == {(4, 0.001), (4, 0.05), (8, 0.001), (8, 0.05)}
+    assert {(trial.status, trial.epochs) for trial in result.trials} == {("finished", 3)}
+    assert Counter(row["trial_id"] for row in history) == {trial.trial_id: trial.epochs for trial in result.trials}
+    for trial in result.trials:
+        rows = [row for row in history if row["trial_id"] == trial.trial_id]
+        assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+        accuracies = [float(row["val_accuracy"]) for row in rows]
+        assert trial.val_accuracy == max(accuracies)
+        assert trial.best_epoch == 1 + accuracies.index(max(accuracies))  # the first of equal ones
+        assert trial.val_loss == float(rows[trial.best_epoch - 1]["val_loss"])
+        # The trial's last checkpoint holds its best epoch, and scores what the table says.
+        _, best = read_checkpoint(result.checkpoints[trial.trial_id])
+        logits = best.weights.logits(data.validation_features)
+        assert best.epoch == trial.best_epoch
+        assert accuracy(logits, data.validation_labels) == trial.val_accuracy
+        assert cross_entropy(logits, data.validation_labels) == pytest.approx(trial.val_loss, rel=1e-5)
+    expected = min(result.trials, key=lambda trial: (-trial.val_accuracy, trial.val_loss, trial.trial_id))
+    assert select(result, data).trial == expected
+
+
+def test_one_seed_gives_one_history(ray_cluster: str, tmp_path: Path) -> None:
+    histories = []
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        _, history = search(tmp_path / name, ray_cluster, vectors(noise=2.5), seed=seed, dropout=0.3)
+        figures = [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+        histories.append(sorted(figures, key=lambda row: (row["trial_id"], int(row["epoch"]))))
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+
+
+def test_a_trial_whose_loss_is_no_number_fails_alone(ray_cluster: str, tmp_path: Path) -> None:
+    data = vectors()
+    result, history = search(tmp_path, ray_cluster, data, size_inner=(4,), learning_rate=(1e30, 0.01))
+    broken, sound = result.trials
+    assert (broken.status, sound.status) == ("failed", "finished")
+    assert "not a finite number at learning rate 1e+30" in result.errors["00000"]
+    assert "00001" not in result.errors
+    assert broken.epochs == sum(row["trial_id"] == "00000" for row in history)
+    assert all(math.isfinite(float(row["val_loss"])) for row in history)
+    assert select(result, data).trial == sound
+
+
+def test_all_trials_failed(ray_cluster: str, tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="every trial failed; the first: the loss of epoch 1") as caught:
+        search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(1e30, 2e30))
+    assert "--learning-rate" in caught.value.hint
+
+
+def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:
+    """One after the other, the good rate first: what comes later is below the best third at each rung."""
+    changes: dict[str, Any] = {
+        "size_inner": (8,),
+        "learning_rate": (0.05, 1e-7, 2e-7, 3e-7),
+        "epochs": 6,
+        "grace_period": 1,
+        "max_concurrent": 1,
+    }
+    data = vectors(noise=0.5)
+    stopped, history = search(tmp_path / "asha", ray_cluster, data, scheduler="asha", **changes)
+    assert [trial.status for trial in stopped.trials] == ["finished", "stopped", "stopped", "stopped"]
+    assert [trial.epochs for trial in stopped.trials] == [6, 1, 1, 1]
+    assert len(history) == sum(trial.epochs for trial in stopped.trials)
+    everything, _ = search(tmp_path / "none", ray_cluster, data, **changes)
+    assert [trial.epochs for trial in everything.trials] == [6, 6, 6, 6]
+    assert stopped.trials[0].val_accuracy == everything.trials[0].val_accuracy
+
+
+def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
+    result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.csv", "ray"]
+    assert result.checkpoints["00000"].is_relative_to(tmp_path / "run" / "ray")
+
+
+ONE, TWO, GPU = Node("a", 2, 0), Node("b", 8, 0), Node("c", 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "cpus"),
+    [
+        ([ONE], {}, 1),  # four cells on two processors
+        ([TWO], {}, 2),
+        ([TWO], {"learning_rate": (0.1,), "size_inner": (4,)}, 8),
+        ([ONE, TWO], {"learning_rate": (0.1,), "size_inner": (4,)}, 8),  # never more than a machine has
+        ([ONE], {"trial_cpus": 0.5}, 0.5),
+        ([ONE, GPU], {"trial_gpus": 1}, 1),
+    ],
+)
+def test_processors_are_shared_out(cluster: list[Node], changes: dict[str, Any], cpus: float, tmp_path: Path) -> None:
+    assert trial_cpus(settings(tmp_path, **changes), cluster) == cpus
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes", "received"),
+    [
+        ([ONE], {"trial_cpus": 3}, "at most 2 CPUs and 0 GPUs"),
+        ([ONE, TWO], {"trial_gpus": 1}, "at most 8 CPUs and 0 GPUs"),
+        ([TWO, GPU], {"trial_gpus": 1, "trial_cpus": 5}, "at most 4 CPUs and 2 GPUs"),
+    ],
+)
+def test_trials_that_no_machine_has_room_for(
+    cluster: list[Node], changes: dict[str, Any], received: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SearchError, match=f"on one machine. Received: {received}"):
+        trial_cpus(settings(tmp_path, **changes), cluster)

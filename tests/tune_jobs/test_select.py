@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayml.errors import SearchError
+from rayml.metrics import accuracy
+from rayml.training import HeadTrainer, TrainingData
+from tests.tune_jobs.small import vectors
+from tune_jobs.records import TrialRow
+from tune_jobs.search import SearchResult
+from tune_jobs.select import select
+from tune_jobs.trial import BestEpoch, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    return vectors(noise=2.0)
+
+
+@pytest.fixture
+def result(data: TrainingData, tmp_path: Path) -> SearchResult:
+    """A search of one trial whose first epoch was its best."""
+    trainer = HeadTrainer(data, size_inner=4, batch_size=16)
+    trainer.start(seed=1, learning_rate=0.05)
+    metrics = trainer.run_epoch()
+    best = BestEpoch(1, metrics.val_accuracy, trainer.weights())
+    trainer.run_epoch()
+    write_checkpoint(tmp_path, trainer.state(), best)
+    row = TrialRow("00000", 4, 0.05, 0.0, "finished", 2, 1, metrics.val_accuracy, metrics.val_loss, 1.0)
+    return SearchResult((row,), {"00000": tmp_path}, {})
+
+
+def test_the_winner_is_its_best_epochs_own_weights(result: SearchResult, data: TrainingData) -> None:
+    won = select(result, data)
+    assert won.trial is result.trials[0]
+    np.testing.assert_array_equal(won.validation_logits, won.head.logits(data.validation_features))
+    assert accuracy(won.validation_logits, data.validation_labels) == won.trial.val_accuracy
+    assert 0.05 <= won.temperature <= 20
+
+
+def changed(result: SearchResult, **values: object) -> SearchResult:
+    return dataclasses.replace(result, trials=(dataclasses.replace(result.trials[0], **values),))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"val_accuracy": 0.999}, {"val_loss": 0.0}, {"best_epoch": 2}],
+    ids=["accuracy", "loss", "epoch"],
+)
+def test_weights_that_do_not_score_what_the_table_says(
+    result: SearchResult, data: TrainingData, values: dict[str, object]
+) -> None:
+    with pytest.raises(SearchError, match="the winner's weights were to score"):
+        select(changed(result, **values), data)
+
+
+def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData) -> None:
+    (file,) = result.checkpoints["00000"].iterdir()
+    with np.load(file) as arrays:
+        stored = dict(arrays)
+    stored["best_logits_bias"] = stored["best_logits_bias"] + np.float32([3, 0, 0])
+    np.savez(file, **stored)
+    with pytest.raises(SearchError, match="Received: ") as caught:
+        select(result, data)
+    assert "No bundle was written" in caught.value.hint
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(SearchError, match="is damaged"):
+        select(result, data)
+
+
+def test_no_trial_gave_a_result(result: SearchResult, data: TrainingData) -> None:
+    with pytest.raises(SearchError, match="no trial gave a result"):
+        select(changed(result, status="failed"), data)
