@@ -1,6 +1,6 @@
 """How long a server's start takes and what its processes hold.
 
-    python bench/serving_start.py BUNDLE [--port 8000] [--out bench/results/serving_start.json]
+    python bench/serving_start.py BUNDLE [--port 8000] [--engine auto] [--out bench/results/serving_start.json]
 
 Claims: the replica is ready within 5 s of its process's start, no serving process holds more than 350 MB, none has
 loaded TensorFlow. Ready means that the replica's HTTP port is open, which Ray Serve opens after the constructor, which
@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
+
+from measure import machine, versions
 
 from rayml.bundle import Bundle
 from serving.client import Client
@@ -39,10 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--engine", default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving_start.json")
     arguments = parser.parse_args()
-    settings = replace(ServeSettings(), port=arguments.port)
+    settings = replace(ServeSettings(), port=arguments.port, engine=arguments.engine)
     command = [sys.executable, "-m", "serving.run", str(arguments.bundle), "--settings", settings.to_json()]
+    record = Bundle.open(arguments.bundle).record
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -67,10 +69,11 @@ def main() -> int:
         "no TensorFlow": not tensorflow,
     }
     result = {
-        "bundle": Bundle.open(arguments.bundle).record.name,
-        "cores": usable_cores(),
-        "processor": platform.machine(),
-        "versions": {name: version(name) for name in ("ray", "openvino")} | {"python": platform.python_version()},
+        "machine": machine(),
+        "versions": versions("rayml", "ray", "openvino", "onnxruntime"),
+        "bundle": f"{record.backbone_name} at {record.image_size_px} px",
+        "engine": arguments.engine,
+        "threads": usable_cores(),
         "server_ready_s": round(ready_s, 2),
         "replica_ready_s": round(replica_ready_s, 2),
         "server_ended_s": round(time.monotonic() - ended, 2),

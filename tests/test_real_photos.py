@@ -97,6 +97,11 @@ def test_a_grid_on_real_photos(clothing_data: Path, mobilenet_weights: Path, tmp
     assert figures["accuracy"] == float(best["val_accuracy"])
     assert figures["n"] == 341
     verified = subprocess.run(
-        rayml("verify", run / "best", "--json"), env=environment, capture_output=True, text=True, check=True, timeout=120
+        rayml("verify", run / "best", "--json"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert json.loads(verified.stdout)["largest_difference"] < 1e-3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from rayml.errors import RaymlError
 from rayml.progress import Advance
@@ -60,9 +60,11 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial raised, or its process died."""
-        error = trial.get_pickled_error()
+        # Ray copies the file to the run's folder only later, where its own `get_pickled_error` looks for it.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         cause = getattr(error, "cause", None) or error
-        self.errors[trial_number(trial)] = cause.message if isinstance(cause, RaymlError) else f"{cause}"
+        text = cause.message if isinstance(cause, RaymlError) else f"{type(cause).__name__}: {cause}"
+        self.errors[trial_number(trial)] = text.splitlines()[0]
         self._close(trial, failed=True)
 
     def _close(self, trial: Any, *, failed: bool) -> None:

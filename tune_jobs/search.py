@@ -23,7 +23,11 @@ from tune_jobs.trial import train_head
 METRIC, MODE = "val_accuracy", "max"
 
 # rayml keeps its own records; Ray's loggers for each trial take more time than a trial of a small head.
-_TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # A failed trial is said in a line, without its traceback.
+}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def tune(photos: Path | None, config: Path | None, as_json: bool, **options: Any
 
     \b
     rayml tune photos --out run
-    rayml tune photos --out run --backbone mobilenet_v2 --image-size 224 --size-inner 10,100 --epochs 5
+    rayml tune photos --out run --backbone mobilenet_v2 --image-size 224 --epochs 5
     """
     from rayml.progress import Progress
     from tune_jobs.config import make_settings, read_settings

@@ -42,6 +42,7 @@ class OnnxRuntimeEngine(Engine):
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class below Exception
             raise BundleError(f"ONNX Runtime must accept the graph. Received: {str(error).strip()[:300]}") from None
+        self._session._model_bytes = None  # Kept to start anew on another provider, which never happens here: 83 MB.
         self._input = self._session.get_inputs()[0].name
         self.image_size_px = int(self._session.get_inputs()[0].shape[1])
         self.outputs = int(self._session.get_outputs()[0].shape[1])

@@ -224,7 +224,7 @@ def test_weights_with_a_number_that_is_none(small_weights: Path, tmp_path: Path)
     kernel[0][0, 0, 0, 0] = np.nan
     base.set_weights(kernel)
     base.save_weights(tmp_path / "nan.weights.h5")
-    with pytest.raises(WeightsError, match="must be finite numbers. Received: nan.weights.h5"):
+    with pytest.raises(WeightsError, match=r"must be finite numbers\. Received: nan\.weights\.h5"):
         build_base(backbone_spec("mobilenet_v3_small", str(tmp_path / "nan.weights.h5"), 64))
 
 

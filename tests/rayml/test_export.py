@@ -24,7 +24,7 @@ TOLERANCE = 3e-5
         ("mobilenet_v3_small", 64),  # hard-swish and squeeze-and-excitation
         ("efficientnetv2b0", 64),  # Normalization: constants outside of the graph
         pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
-        ("resnet50", 32),  # blue, green, red less their means
+        pytest.param("resnet50", 32, marks=pytest.mark.slow),  # blue, green, red less their means
     ],
 )
 def test_the_graph_gives_kerass_features(name: str, size_px: int, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,7 +59,7 @@ def test_a_bank_that_is_not_there_is_empty(tmp_path: Path) -> None:
 
 
 def shard(bank: FeatureBank, suffix: str) -> Path:
-    (path,) = (bank.folder / name for name in os.listdir(bank.folder) if name.endswith(suffix))
+    (path,) = (path for path in bank.folder.iterdir() if path.name.endswith(suffix))
     return path
 
 

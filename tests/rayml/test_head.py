@@ -91,7 +91,7 @@ def test_values_that_cannot_be(values: dict[str, Any], words: str) -> None:
 
 
 def test_weights_that_are_not_there() -> None:
-    with pytest.raises(WeightsError, match="a file that is there. Received: nowhere.weights.h5"):
+    with pytest.raises(WeightsError, match=r"a file that is there\. Received: nowhere\.weights\.h5"):
         make_model(weights="nowhere.weights.h5")
 
 

@@ -42,7 +42,7 @@ def test_checkpoints_that_are_damaged(trainer: HeadTrainer, tmp_path: Path) -> N
     whole = file.read_bytes()
     for damaged in (b"", b"no zip", whole[:100], whole[: len(whole) // 2], whole[:-30]):
         file.write_bytes(damaged)
-        with pytest.raises(SearchError, match="the checkpoint in .* is damaged"):
+        with pytest.raises(SearchError, match=r"the checkpoint in .* is damaged"):
             read_checkpoint(tmp_path)
     np.savez(file, best_epoch=np.array(1))
     with pytest.raises(SearchError, match="is damaged"):
