@@ -10,6 +10,7 @@ from rayml.errors import UsageError
 from rayml.head import check_head_settings
 
 SCHEDULERS = ("asha", "none")
+DEFAULT_GRACE_PERIOD = 2  # After one epoch alone a small learning rate looks worse than it is.
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SearchSettings:
         epochs, batch_size: at least 1.
         seed: of the weights' start, the order of the pictures and the split; 0 to 2**31 - 1.
         scheduler: `asha` (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning") or `none`.
-        grace_period: epochs before ASHA may stop a trial, 1 to epochs.
+        grace_period: epochs before ASHA may stop a trial, 1 to epochs; None for 2, or for fewer epochs all of them.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung, at least 2.
         address: `local`, `auto`, or HOST:PORT of a Ray cluster.
         trial_cpus: processors of a trial; None shares them out over the grid.
@@ -55,7 +56,7 @@ class SearchSettings:
     batch_size: int = 32
     seed: int = 1
     scheduler: str = "asha"
-    grace_period: int = 2
+    grace_period: int | None = None
     reduction_factor: float = 3.0
     address: str = "local"
     trial_cpus: float | None = None
@@ -80,7 +81,7 @@ class SearchSettings:
             raise UsageError(f"validation_fraction must be between 0 and 1. Received: {self.validation_fraction}")
         if self.scheduler not in SCHEDULERS:
             raise UsageError(f"scheduler must be one of {', '.join(SCHEDULERS)}. Received: {self.scheduler}")
-        if not 1 <= self.grace_period <= self.epochs:
+        if self.grace_period is not None and not 1 <= self.grace_period <= self.epochs:
             raise UsageError(f"grace_period must be 1 to epochs={self.epochs}. Received: {self.grace_period}")
         if not self.reduction_factor >= 2:
             raise UsageError(f"reduction_factor must be at least 2. Received: {self.reduction_factor}")
@@ -88,6 +89,11 @@ class SearchSettings:
             raise UsageError(f"trial_cpus must be over 0. Received: {self.trial_cpus}")
         if not self.trial_gpus >= 0:
             raise UsageError(f"trial_gpus must be at least 0. Received: {self.trial_gpus}")
+
+    @property
+    def first_rung(self) -> int:
+        """The epoch after which ASHA may stop a trial for the first time."""
+        return min(DEFAULT_GRACE_PERIOD, self.epochs) if self.grace_period is None else self.grace_period
 
     @property
     def trials(self) -> int:

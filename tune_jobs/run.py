@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from rayml.training import TrainingData
 from tune_jobs.cluster import on_this_node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
 from tune_jobs.features import PassResult, feature_pass
-from tune_jobs.records import TrialRow, write_trials
+from tune_jobs.records import TrialRow
 from tune_jobs.search import run_search
 from tune_jobs.select import Winner, select
 
@@ -110,9 +111,12 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
     try:
         with ExitStack() as stack:
             return _run(settings, spec, manifest, run, cache, stages, stack, progress)
-    except BaseException:
+    except BaseException as error:
         if not (run / "history.csv").exists():  # Nothing was learned yet.
             shutil.rmtree(run)
+        else:
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            _write_json(run / "run.json", {**json.loads((run / "run.json").read_text()), "status": ended})
         raise
 
 
@@ -143,14 +147,14 @@ def _run(
         said.append(f"{passed.computed} computed" + (f" by {passed.engine}" if passed.engine else ""))
         said.append(f"{passed.cached} found in the cache")
         if passed.unreadable:
-            said.append(f"{len(passed.unreadable)} unreadable and skipped: {', '.join(passed.unreadable)}")
+            shown = ", ".join(islice(passed.unreadable, 5)) + (", ..." if len(passed.unreadable) > 5 else "")
+            said.append(f"{len(passed.unreadable)} unreadable and skipped: {shown}")
             manifest = manifest.without(passed.unreadable)
     data = training_data(manifest, bank)
     record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
     _write_json(run / "run.json", {**record, "status": "searching", "timings": stages.seconds})
     with stages.stage("search") as said:
         result = run_search(settings, data, nodes, run, progress)
-        write_trials(run / "trials.csv", result.trials)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
     for number, reason in result.errors.items():

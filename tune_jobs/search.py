@@ -17,7 +17,7 @@ from rayml.training import TrainingData
 from tune_jobs.cluster import Node
 from tune_jobs.config import SearchSettings
 from tune_jobs.recorder import Recorder, trial_number
-from tune_jobs.records import HistoryFile, TrialRow
+from tune_jobs.records import HistoryFile, TrialRow, write_trials
 from tune_jobs.trial import train_head
 
 METRIC, MODE = "val_accuracy", "max"
@@ -69,7 +69,7 @@ def run_search(
     """Search the grid.
 
     Arguments:
-        run: RUN; `history.csv` and `ray/` are written there.
+        run: RUN; `history.csv`, `trials.csv` and `ray/` are written there, also where it ends in an error.
 
     Raises:
         SearchError: no node has room for a trial, or every trial failed.
@@ -80,7 +80,7 @@ def run_search(
     scheduler: TrialScheduler = FIFOScheduler()  # type: ignore[no-untyped-call]
     if settings.scheduler == "asha":
         scheduler = ASHAScheduler(
-            max_t=settings.epochs, grace_period=settings.grace_period, reduction_factor=settings.reduction_factor
+            max_t=settings.epochs, grace_period=settings.first_rung, reduction_factor=settings.reduction_factor
         )
     space = {
         "size_inner": tune.grid_search(list(settings.size_inner)),
@@ -119,16 +119,12 @@ def run_search(
         except tune.error.TuneError as error:
             reason = str(error).splitlines()[0]
             raise SearchError(f"Ray Tune gave up ({reason})", f"Its state lies in {run / 'ray'}.") from None
-    if len(recorder.rows) < settings.trials:  # Ray Tune catches Ctrl-C, saves its state and returns.
-        ended = f"{len(recorder.rows)} of {settings.trials} trials"
-        progress.say(f"search: interrupted after {ended}; {run}/history.csv holds what they reported")
+    trials = tuple(recorder.rows[number] for number in sorted(recorder.rows))
+    write_trials(run / "trials.csv", trials)
+    if len(trials) < settings.trials:  # Ray Tune catches Ctrl-C, saves its state and returns.
+        progress.say(f"search: interrupted when {len(trials)} of {settings.trials} trials had ended")
         raise KeyboardInterrupt
-    result = SearchResult(
-        tuple(recorder.rows[number] for number in sorted(recorder.rows)), recorder.checkpoints, recorder.errors
-    )
-    if all(trial.status == "failed" for trial in result.trials):
-        first = min(result.errors)
-        raise SearchError(
-            f"every trial failed; the first: {result.errors[first]}", "A smaller --learning-rate is the usual cure."
-        )
-    return result
+    if all(trial.status == "failed" for trial in trials):
+        first = recorder.errors[min(recorder.errors)]
+        raise SearchError(f"every trial failed; the first: {first}", "A smaller --learning-rate is the usual cure.")
+    return SearchResult(trials, recorder.checkpoints, recorder.errors)

@@ -182,6 +182,8 @@ def test_where_no_trial_succeeds_there_is_no_bundle(
     with pytest.raises(SearchError, match="every trial failed"):
         run_tune(chosen, QUIET)
     assert not (chosen.out / "best").exists()
+    assert "failed" in (chosen.out / "trials.csv").read_text().splitlines()[1]
+    assert json.loads((chosen.out / "run.json").read_text())["status"] == "failed"
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -195,7 +197,6 @@ def test_as_a_cluster_job(folder: Path, summary: RunSummary, tmp_path: Path) -> 
         "size_inner": [4],
         "learning_rate": [0.01],
         "epochs": 1,
-        "grace_period": 1,
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -100,7 +100,7 @@ def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:
 
 def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
     result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.csv", "ray"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.csv", "ray", "trials.csv"]
     assert result.checkpoints["00000"].is_relative_to(tmp_path / "run" / "ray")
 
 
