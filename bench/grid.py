@@ -86,24 +86,27 @@ def main() -> None:
             epoch = lesson_epoch(data, name, weights[name])
             measured.append({"first": first, "second": second, "lesson_epoch": epoch})
             print(f"round {number + 1} {name}: {measured[-1]}", file=sys.stderr)
-    write_result(
-        "grid",
-        {
-            "machine": machine(),
-            "versions": versions("rayml", "tensorflow", "tensorflow-cpu", "keras", "ray", "openvino"),
-            "photos": sum(len(list(Path(data).glob(f"{split}/*/*"))) for split in ("train", "validation")),
-            "cells": CELLS,
-            "epochs": EPOCHS,
-            "rounds": arguments.rounds,
-            "backbones": {name: summarise(name, measured) for name, measured in rounds.items()},
-        },
-    )
+        report(data, rounds)
+
+
+def report(data: str, rounds: dict[str, list[dict[str, Any]]]) -> None:
+    """Write what the rounds so far have measured."""
+    result = {
+        "machine": machine(),
+        "versions": versions("rayml", "tensorflow", "tensorflow-cpu", "keras", "ray", "openvino"),
+        "photos": sum(len(list(Path(data).glob(f"{split}/*/*"))) for split in ("train", "validation")),
+        "cells": CELLS,
+        "epochs": EPOCHS,
+        "backbones": {name: summarise(name, measured) for name, measured in rounds.items()},
+    }
+    write_result("grid", result)
 
 
 def summarise(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians, in seconds, and ratios of each round."""
     stages = ("data", "ray", "backbone", "features", "search", "bundle", "command")
     return {
+        "rounds": len(rounds),
         "image_size": SIZES[name],
         "best_val_accuracy": rounds[0]["first"]["best"],
         "first_run_s": {stage: spread([r["first"][stage] for r in rounds]) for stage in stages},

@@ -222,3 +222,24 @@ def test_how_the_job_is_called(arguments: list[str]) -> None:
         [sys.executable, "-m", "tune_jobs.run", *arguments], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr.strip()) == (2, "Usage: python -m tune_jobs.run CONFIG.yaml")
+
+
+def test_the_lessons_backbone_goes_the_same_way(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
+    """Xception at 150 px; its weights are random here, so it learns little, but everything has to agree."""
+    chosen = settings(
+        tmp_path,
+        data=folder / "photos",
+        backbone="xception",
+        weights="none",
+        size_inner=(4,),
+        learning_rate=(0.01,),
+        epochs=2,
+    )
+    done = run_tune(chosen, QUIET)
+    assert (done.computed, done.cached) == (180, 0)
+    predictor = Predictor(done.bundle)
+    record = predictor.bundle.record
+    assert (record.backbone_name, record.image_size_px) == ("xception", 150)
+    assert predictor.bundle.head.features == 2048
+    assert predictor.check_golden() < 1e-4
+    assert evaluate(predictor, folder / "photos" / "validation", QUIET)["accuracy"] == done.best.val_accuracy
