@@ -63,6 +63,13 @@ class OpenVINOEngine(Engine):
         self.image_size_px = int(shape[1].get_length())
         self.outputs = int(result[1].get_length())
         self._of_thread = threading.local()
+        # Its Python binding initialises static data with the first call: two threads that get there together wait for
+        # each other for ever, one with the interpreter's lock, one with the lock of the C++ static (pybind11's
+        # documentation of gil_safe_call_once). So the first call is made here, before any other thread can come.
+        self._run(
+            np.zeros((1, self.image_size_px, self.image_size_px, 3), np.uint8), np.empty((1, self.outputs), np.float32)
+        )
+        del self._of_thread.requests
 
     def _requests(self) -> list[Any]:
         """This thread's own requests: one must never serve two callers at a time."""

@@ -225,3 +225,27 @@ def test_the_reference_engine_refuses_other_models() -> None:
 
     with pytest.raises(ValueError, match="the model must be"):
         TensorFlowEngine(keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)]))
+
+
+FIRST_CALLS = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from rayml.engines import load_engine
+
+engine = load_engine(Path(sys.argv[1]), "openvino", 2)
+picture = np.zeros((1, engine.image_size_px, engine.image_size_px, 3), np.uint8)
+sys.setswitchinterval(1e-5)
+together = threading.Barrier(4)
+threads = [threading.Thread(target=lambda: (together.wait(), engine(picture))) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_threads_may_make_the_first_calls_together(model: bytes, tmp_path: Path) -> None:
+    """OpenVINO's binding deadlocked in a third of such starts before an engine made its first call itself."""
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(model)
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", FIRST_CALLS, str(graph)], check=True, timeout=60)
