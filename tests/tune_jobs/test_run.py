@@ -224,6 +224,7 @@ def test_how_the_job_is_called(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr.strip()) == (2, "Usage: python -m tune_jobs.run CONFIG.yaml")
 
 
+@pytest.mark.slow
 def test_the_lessons_backbone_goes_the_same_way(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
     """Xception at 150 px; its weights are random here, so it learns little, but everything has to agree."""
     chosen = settings(
