@@ -19,7 +19,7 @@ NAME = "rayml-demo"
 def demo(port: int, keep_serving: bool) -> None:
     """Draw a sample, search for its best classifier, serve it, and classify pictures over HTTP.
 
-    Everything is written to a new folder rayml-demo here. About a minute on two cores, no network.
+    Everything is written to a new folder rayml-demo here. One to two minutes on two cores, no network.
     """
     from rayml.progress import Progress
     from rayml.sample import write_sample
