@@ -37,8 +37,8 @@ def fill(root: Path) -> Path:
 
 @pytest.fixture
 def shared_data() -> Iterator[Path]:
-    """The same where other users of the machine may look, which pytest's own folders forbid."""
-    with tempfile.TemporaryDirectory() as folder:
+    """The same where other users of the machine may look; pytest's own folders and $TMPDIR may forbid it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         yield fill(Path(folder) / "data")
 
