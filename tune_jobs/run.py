@@ -31,6 +31,7 @@ from rayml.evaluation import scores
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
 from rayml.graph import attach_head
+from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
 from rayml.training import TrainingData
 from tune_jobs.cluster import on_this_node, ray_cluster
@@ -162,6 +163,7 @@ def _run(
     with stages.stage("bundle") as said:
         won = select(result, data)
         seal(run / "best", settings, manifest, backbone, data, won)
+        predictions(manifest, won).write(run / PREDICTIONS_FILE, won.temperature)
         said.append(
             f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
             f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
@@ -205,6 +207,18 @@ def training_data(manifest: Manifest, bank: FeatureBank) -> TrainingData:
         validation_labels=np.array([labels[photo.label] for photo in validation], np.int32),
         classes=manifest.classes,
         digest=hashlib.sha256(f"{bank.folder.name} {manifest.digest}".encode()).hexdigest(),
+    )
+
+
+def predictions(manifest: Manifest, won: Winner) -> Predictions:
+    """What the winner answered on the validation photos, for the report and for whoever asks which were wrong."""
+    photos = manifest.split("validation")
+    return Predictions(
+        classes=manifest.classes,
+        paths=tuple(photo.path for photo in photos),
+        sha256=tuple(photo.sha256 for photo in photos),
+        labels=np.array([manifest.classes.index(photo.label) for photo in photos], np.int64),
+        logits=won.validation_logits,
     )
 
 

@@ -17,9 +17,10 @@ from rayml.backbones import backbone_spec
 from rayml.bundle import Bundle
 from rayml.data import scan
 from rayml.errors import DataError, RaymlError, SearchError, UsageError
-from rayml.evaluation import evaluate
+from rayml.evaluation import evaluate, scores
 from rayml.features import FeatureBank
 from rayml.frozen import frozen_folder, load_frozen
+from rayml.predictions import Predictions
 from rayml.predictor import Predictor
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, settings
@@ -45,7 +46,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_what_lies_in_run(summary: RunSummary) -> None:
     names = sorted(path.name for path in summary.run.iterdir())
-    assert names == ["best", "history.csv", "ray", "run.json", "trials.csv"]
+    assert names == ["best", "history.csv", "predictions.csv", "ray", "run.json", "trials.csv"]
     trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
     assert len(trials) == len(summary.trials) == 4
     assert len(history) == sum(int(trial["epochs"]) for trial in trials) == 12
@@ -91,6 +92,16 @@ def test_the_bundle_scores_exactly_what_the_table_says(summary: RunSummary, fold
     assert figures["accuracy"] == summary.best.val_accuracy
     assert figures["loss"] == pytest.approx(summary.best.val_loss, rel=1e-4)
     assert figures["accuracy"] > 0.4  # three epochs on 120 drawings; a trivial rule has 0.1
+
+
+def test_what_was_answered_on_each_validation_photo(summary: RunSummary, folder: Path) -> None:
+    record = Bundle.open(summary.bundle).record
+    found = Predictions.read(summary.run / "predictions.csv")
+    photos = scan(folder / "photos").split("validation")
+    assert (found.classes, found.paths) == (CLASSES, tuple(photo.path for photo in photos))
+    assert found.sha256 == tuple(photo.sha256 for photo in photos)
+    assert [CLASSES[label] for label in found.labels] == [photo.label for photo in photos]
+    assert scores(found.logits, found.labels, CLASSES, record.temperature) == record.metrics
 
 
 def test_the_backbone_that_made_the_features_is_the_one_that_is_served(summary: RunSummary, folder: Path) -> None:
