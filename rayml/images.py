@@ -22,7 +22,15 @@ from PIL.ImageFile import ImageFile
 from rayml.errors import InputError, UsageError
 from rayml.formats import ImageHeader, StrippedImage, read_header, strip, too_large, unreadable
 
-__all__ = ["DEFAULT_LIMITS", "ImageHeader", "ImageLimits", "check_header", "load_pixels", "preprocessing_id"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageHeader",
+    "ImageLimits",
+    "check_header",
+    "fit_pixels",
+    "load_pixels",
+    "preprocessing_id",
+]
 
 # Pillow's plugins by name instead of `Image.open`: no other format can be reached, a multi-picture JPEG stays its first
 # picture, and no warning about large pictures is raised beside the limits kept here.
@@ -118,6 +126,30 @@ def load_pixels(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_L
         raise too_large("a picture that fits into memory", f"{header.width} x {header.height} pixels") from None
     except Exception:  # Damaged bytes make Pillow raise nearly anything; what it was does not help whoever sent them.
         raise unreadable(f"a {header.format} file whose picture cannot be decoded") from None
+
+
+def fit_pixels(pixels: NDArray[np.uint8], image_size_px: int) -> NDArray[np.uint8]:
+    """Pixels that somebody else decoded, brought to the wanted size by the resize of `load_pixels`.
+
+    Arguments:
+        pixels: uint8 (H, W, 3), RGB, H and W at least 1.
+        image_size_px: height and width of the result, at least 1.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous; `pixels` itself where it has that size already.
+
+    Raises:
+        InputError: `wrong_pixels` (400) for another type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InputError(
+            f"pixels must be uint8 (H, W, 3), H and W at least 1. Received: {pixels.dtype} {pixels.shape}",
+            code="wrong_pixels",
+        )
+    if pixels.shape[:2] == (image_size_px, image_size_px):
+        return np.ascontiguousarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.array(image.resize((image_size_px, image_size_px), Image.Resampling.BILINEAR))
 
 
 def _decode(stripped: StrippedImage, header: ImageHeader, image_size_px: int) -> NDArray[np.uint8]:

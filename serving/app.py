@@ -13,36 +13,38 @@ or through `serving.run`, which also starts Ray and the proxy in front.
 # hands over an unchecked dict where it finds a string.
 
 import asyncio
-import ctypes
-import json
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from rayml.engines.base import give_back_memory
 from rayml.errors import InputError
+from rayml.predictor import Prediction
+from serving import routes
 from serving.config import ServeSettings
 from serving.limits import RequestLimits
-from serving.protocols import rayml as protocol
+from serving.models import Models, ServedModel
+from serving.protocols.base import Address, Answer, Work, too_large
+from serving.routes import Protocol, Route, Target
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 APP_NAME = "rayml"
-_GET = ("GET", "HEAD")
-# Path -> allowed methods. Paths are compared as they are: `//predict` and `/predict/` are other paths, so 404.
-ROUTES: dict[str, tuple[str, ...]] = {"/predict": ("POST",), "/healthz": _GET, "/readyz": _GET}
 # Ray's own admission comes after ours, which answers in JSON and before the body is read: Ray lets more requests in
 # than we hold, so that health questions and refusals pass while all places are taken.
 _RAY_HEADROOM = 64
 
 _log = logging.getLogger("ray.serve")
+_T = TypeVar("_T")
 
 
 class Classifier:
@@ -59,115 +61,157 @@ class Classifier:
     """
 
     def __init__(self, bundle: str, engine: str, threads: int, limits: dict[str, Any]) -> None:
-        from rayml.bundle import Bundle
-        from rayml.predictor import Predictor
-
         self._limits = RequestLimits(**limits)
-        opened = Bundle.open(Path(bundle))
-        record = opened.record
-        self._model = protocol.ModelIdentity(record.name, str(record.version), opened.digest)
-        # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
-        self._predictor = Predictor(opened, engine, threads, streams=threads, limits=self._limits.image)
-        self._predictor.check_golden()
+        self._models = Models([ServedModel(Path(bundle), engine, threads, self._limits)])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rayml")
         self._in_flight = 0
-        self._headers = {protocol.BUNDLE_HEADER: self._model.bundle}
+        self._buffered_bytes = 0
         # Every thread runs the whole path once, so that no client waits for the first use of anything.
-        for body in self._pool.map(self._predict, opened.golden.pictures[:1] * threads):
-            _log.debug("Warmed up with an answer of %d bytes.", len(body))
-        _return_unused_memory()
+        live = self._models.live
+        for prediction in self._pool.map(live.predict, [live.sample] * threads):
+            _log.debug("Warmed up with %s.", prediction.label)
+        give_back_memory()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
-        path, method = request.scope["path"], request.method
-        allowed = ROUTES.get(path)
-        if allowed is None:
-            return _error("not_found", f"Paths are {', '.join(ROUTES)}.", 404)
-        if method not in allowed:
-            headers = {"allow": ", ".join(allowed)}
-            return _error("method_not_allowed", f"The method must be {' or '.join(allowed)}.", 405, headers)
-        if path == "/healthz":
-            return _json(b'{"status":"live"}')
-        if path == "/readyz":
-            return self._ready()
-        if self._in_flight >= self._limits.max_in_flight:
-            headers = {"retry-after": str(self._limits.retry_after_s)}
-            return _error("overloaded", "All places are taken; try again.", 503, headers)
-        self._in_flight += 1
+        scope = request.scope
+        route, target = routes.find(scope["path"], scope["query_string"])
         try:
-            return await self._answer(request)
+            answer = await self._answer(route, target, request)
         except InputError as error:
-            # The rest of a refused body may still be on its way: do not wait for it on this connection.
-            headers = {"connection": "close"} if error.status in (408, 413, 415) else {}
-            return _error(error.code, error.message, error.status, headers)
+            answer = self._refusal(route, error)
         except ClientDisconnect:
-            return _error("client_closed_request", "The client went away.", 499)
+            answer = _failure(route, "client_closed_request", "The client went away.", 499)
         except Exception:
             _log.exception("A request failed.")
-            return _error("internal", "The server failed to answer this request.", 500)
+            answer = _failure(route, "internal", "The server failed to answer this request.", 500)
+        return Response(answer.body, answer.status, dict(answer.headers), answer.content_type)
+
+    def _refusal(self, route: Route, error: InputError) -> Answer:
+        headers = {}
+        if error.status == 503:
+            headers["retry-after"] = str(self._limits.retry_after_s)
+        elif error.status == 405:
+            headers["allow"] = ", ".join(route.methods)
+        elif error.status in (408, 413, 415):
+            # The rest of a refused body may still be on its way: do not wait for it on this connection.
+            headers["connection"] = "close"
+        return Answer(route.error(error), error.status, headers)
+
+    async def _answer(self, route: Route, target: Target, request: Request) -> Answer:
+        routes.check_method(route, request.method)
+        if route.page is not None:
+            return route.page(self._models, target)
+        assert route.protocol is not None
+        if self._in_flight >= self._limits.max_in_flight:
+            raise _overloaded()
+        held = _Held()
+        self._in_flight += 1
+        try:
+            work = self._classify(route.protocol, target, request, held)
+            return await asyncio.wait_for(work, self._limits.deadline_s)
+        except asyncio.TimeoutError:
+            if held.reading:
+                message = f"The body must arrive within {self._limits.deadline_s:g} seconds."
+                raise InputError(message, status=408, code="slow_body") from None
+            raise self._too_late() from None
         finally:
             self._in_flight -= 1
+            self._buffered_bytes -= held.bytes
 
-    def _ready(self) -> Response:
-        # A replica takes requests only once __init__ has returned, which is after the golden pictures.
-        return _json(json.dumps({"status": "ready", "model": self._model.to_dict()}).encode(), self._headers)
-
-    async def _answer(self, request: Request) -> Response:
-        kind = protocol.body_kind(request.headers)
-        max_bytes = protocol.max_body_bytes(kind, self._limits)
-        protocol.check_declared_length(request.headers, max_bytes)
-        try:
-            body = await asyncio.wait_for(_read(request, max_bytes), self._limits.deadline_s)
-        except asyncio.TimeoutError:
-            raise InputError(
-                f"The body must arrive within {self._limits.deadline_s:g} seconds.", status=408, code="slow_body"
-            ) from None
+    async def _classify(self, protocol: Protocol, target: Target, request: Request, held: "_Held") -> Answer:
+        """Read, understand and answer a request for predictions."""
         deadline = time.monotonic() + self._limits.deadline_s
-        loop = asyncio.get_running_loop()
-        headers = request.headers
+        model = self._models.find(target.name, target.version)
+        headers, limits = request.headers, self._limits
+        max_bytes = protocol.max_bytes(headers, limits)
+        check_declared_length(headers.get("content-length"), max_bytes)
+        body = await self._read(request, max_bytes, held)
 
-        def work() -> bytes:
-            if time.monotonic() > deadline:  # Nobody waits for this answer any more.
-                raise TimeoutError
-            return self._predict(protocol.picture(kind, headers, body, self._limits))
+        def begin() -> Work | Answer:
+            work = protocol.parse(headers, body, limits, model.facts)
+            first = work.sources[0]
+            if len(work.sources) > 1 or isinstance(first, Address):
+                return work
+            return work.render([model.predict(first)])  # The common case, in one visit to the pool.
 
+        begun = await self._in_pool(begin, deadline)
+        if isinstance(begun, Answer):
+            return begun
+        work = begun
+        if any(isinstance(source, Address) for source in work.sources):
+            raise InputError("URLs are not fetched here.", status=422, code="url_refused")
+        jobs = [asyncio.ensure_future(self._predict(model, source, deadline)) for source in work.sources]
         try:
-            # Cancelled with the request (deadline, client gone); what has not begun by then never does.
-            answer = await asyncio.wait_for(loop.run_in_executor(self._pool, work), self._limits.deadline_s)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise InputError(
-                f"There was no answer within {self._limits.deadline_s:g} seconds.", status=504, code="deadline"
-            ) from None
-        return _json(answer, self._headers)
+            predictions = await asyncio.gather(*jobs)
+        finally:
+            for job in jobs:  # What has not begun when one has failed, or nobody waits any more, never does.
+                job.cancel()
+        return await self._in_pool(lambda: work.render(predictions), deadline)
 
-    def _predict(self, image: bytes) -> bytes:
-        prediction = self._predictor.predict([image])[0]
-        return protocol.answer(prediction.label, prediction.confidence, prediction.probabilities, self._model)
+    async def _predict(self, model: ServedModel, source: Any, deadline: float) -> Prediction:
+        return await self._in_pool(lambda: model.predict(source), deadline)
+
+    async def _in_pool(self, job: Callable[[], _T], deadline: float) -> _T:
+        """Run the job on one of the threads; one that is cancelled or late by then never begins."""
+
+        def unless_late() -> _T:
+            if time.monotonic() > deadline:
+                raise self._too_late()
+            return job()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, unless_late)
+
+    async def _read(self, request: Request, max_bytes: int, held: "_Held") -> bytes:
+        """The body, or a refusal as soon as it is more than `max_bytes` or than the replica has room for."""
+        body = bytearray()
+        async for chunk in request.stream():
+            if len(body) + len(chunk) > max_bytes:
+                raise too_large(max_bytes)
+            if self._buffered_bytes + len(chunk) > self._limits.max_buffered_bytes:
+                raise _overloaded()
+            held.bytes += len(chunk)
+            self._buffered_bytes += len(chunk)
+            body += chunk
+        held.reading = False
+        return bytes(body)
+
+    def _too_late(self) -> InputError:
+        message = f"There was no answer within {self._limits.deadline_s:g} seconds."
+        return InputError(message, status=504, code="deadline")
 
 
-def _return_unused_memory() -> None:
-    """Give back what reading and compiling the graph has left: some 30 MB with MobileNetV2 (malloc_trim(3), glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+class _Held:
+    """What a request holds of the replica's room: bytes of its body, still arriving or not."""
+
+    __slots__ = ("bytes", "reading")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.reading = True
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    """The body, or a 413 as soon as more than `max_bytes` of it have come."""
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise protocol.too_large(max_bytes)
-        body += chunk
-    return bytes(body)
+def check_declared_length(declared: str | None, max_bytes: int) -> None:
+    """Refuse a body by its Content-Length, before it is read.
+
+    Raises:
+        InputError: 413 when it is above `max_bytes`, 400 when it is not a number.
+    """
+    if declared is None:
+        return
+    if not (declared.isascii() and declared.isdigit()):
+        raise InputError("content-length must be a whole number.", code="bad_content_length")
+    # Compare digits first: a number of a million digits is too large without being read.
+    if len(declared) > len(str(max_bytes)) + 20 or int(declared) > max_bytes:
+        raise too_large(max_bytes)
 
 
-def _json(body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    return Response(body, status_code=status, headers=headers, media_type=protocol.JSON_TYPE)
+def _overloaded() -> InputError:
+    return InputError("All places are taken; try again.", status=503, code="overloaded")
 
 
-def _error(code: str, message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return _json(protocol.error_body(code, message), headers, status)
+def _failure(route: Route, code: str, message: str, status: int) -> Answer:
+    return Answer(route.error(InputError(message, status=status, code=code)), status)
 
 
 class AppArguments(BaseModel):

@@ -24,8 +24,11 @@ class RequestLimits:
     Arguments:
         max_image_bytes: largest encoded picture, in bytes, 1 to 1 GiB.
         max_pixels: largest width x height, read from the header before anything is decoded.
-        deadline_s: seconds for reading a body, and again for answering it, counted by the replica itself; no
-            header of a client moves it.
+        max_instances: pictures in one request.
+        max_json_values: members and elements of a JSON body; ten pictures of 224 px as numbers have 1.6 million.
+        max_buffered_bytes: bodies that a replica holds at once, altogether; the next ones are answered 503.
+        deadline_s: seconds from a request's arrival to its answer, its body and what it fetches included, counted by
+            the replica itself; no header of a client moves it.
         max_in_flight: requests that one replica holds at once; the next ones are answered 503 at once. 64 is less
             than a second of work for a MobileNet on two cores, so waiting stays shorter than a client's patience.
         retry_after_s: whole seconds that a refused client is asked to wait.
@@ -36,6 +39,9 @@ class RequestLimits:
 
     max_image_bytes: int = 20 * _MEBIBYTE
     max_pixels: int = 50_000_000
+    max_instances: int = 64
+    max_json_values: int = 2_000_000
+    max_buffered_bytes: int = 256 * _MEBIBYTE
     deadline_s: float = 30.0
     max_in_flight: int = 64
     retry_after_s: int = 1
@@ -43,6 +49,9 @@ class RequestLimits:
     def __post_init__(self) -> None:
         _require("max_image_bytes", self.max_image_bytes, 1, 1024 * _MEBIBYTE)
         _require("max_pixels", self.max_pixels, 1, 2**31 - 1)
+        _require("max_instances", self.max_instances, 1, 10_000)
+        _require("max_json_values", self.max_json_values, 100, 100_000_000)
+        _require("max_buffered_bytes", self.max_buffered_bytes, 1, 2**40)
         _require("max_in_flight", self.max_in_flight, 1, 10_000)
         _require("retry_after_s", self.retry_after_s, 1, 3600)
         if not (math.isfinite(self.deadline_s) and 0.0 < self.deadline_s <= 3600.0):

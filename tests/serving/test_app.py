@@ -12,8 +12,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rayml.errors import UsageError
-from serving.app import AppArguments, Classifier, build
+from rayml.errors import InputError, UsageError
+from serving.app import AppArguments, Classifier, build, check_declared_length
 from serving.limits import RequestLimits
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
@@ -35,12 +35,13 @@ def _classifier(bundle: Path, **limits: Any) -> Classifier:
 
 def _request(body: bytes | None, content_type: str = "image/png", path: str = "/predict") -> Request:
     """A request whose body is `body`, or never comes when it is None."""
+    path, _, query = path.partition("?")
     scope = {
         "type": "http",
         "method": "POST",
         "path": path,
         "headers": [(b"content-type", content_type.encode())],
-        "query_string": b"",
+        "query_string": query.encode(),
     }
 
     async def receive() -> dict[str, Any]:
@@ -93,13 +94,54 @@ def test_a_full_replica_answers_503_at_once_and_recovers(bundle: Path) -> None:
 def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = _classifier(bundle)
 
-    def broken(image: bytes) -> bytes:
+    def broken(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(classifier, "_predict", broken)
+    monkeypatch.setattr(classifier._models.live, "predict", broken)
     response = asyncio.run(classifier(_request(b"x")))
     assert (response.status_code, _code(response)) == (500, "internal")
     assert b"secret" not in bytes(response.body)
+
+
+def test_bodies_have_a_room_of_their_own_that_empties_again(bundle: Path) -> None:
+    body = picture("red")
+    classifier = _classifier(bundle, max_buffered_bytes=len(body))
+    batch = _request(json.dumps({"images": ["eA==" * len(body)]}).encode(), "application/json", "/predict/batch")
+    refused = asyncio.run(classifier(batch))
+    assert (refused.status_code, _code(refused)) == (503, "overloaded")
+    for _ in range(3):
+        assert asyncio.run(classifier(_request(body))).status_code == 200
+
+
+@pytest.mark.parametrize("length", ["0", "999", "1000", "0001000"])
+def test_declared_lengths_within_the_limit(length: str) -> None:
+    check_declared_length(length, 1000)
+    check_declared_length(None, 1000)
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("1001", 413), ("9" * 19, 413), ("9" * 1_000_000, 413), ("-1", 400), ("1e3", 400), ("٣", 400)],
+)
+def test_declared_lengths_that_are_refused(length: str, status: int) -> None:
+    with pytest.raises(InputError) as caught:
+        check_declared_length(length, 1000)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/predict?version=3", 200, ""),
+        ("/predict?version=3&model=primaries", 200, ""),
+        ("/predict?version=4", 404, "unknown_version"),
+        ("/predict?model=other", 404, "unknown_model"),
+    ],
+)
+def test_a_query_names_the_model(bundle: Path, path: str, status: int, code: str) -> None:
+    response = asyncio.run(_classifier(bundle)(_request(picture("red"), path=path)))
+    assert response.status_code == status
+    assert not code or _code(response) == code
 
 
 def test_a_serve_config_file_may_build_it(bundle: Path) -> None:

@@ -1,0 +1,109 @@
+"""The models that a replica answers with: loaded, proved on their golden pictures, and found by name and version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml import images
+from rayml.bundle import Bundle
+from rayml.errors import InputError
+from rayml.predictor import Prediction, Predictor
+from serving.limits import RequestLimits
+from serving.protocols.base import ModelFacts, ModelIdentity
+
+# Told after each picture: seconds for decoding, seconds for inference, and what came out.
+Observer = Callable[[float, float, Prediction], None]
+
+
+class ServedModel:
+    """One version of a model, ready to answer. Thread-safe.
+
+    Arguments:
+        bundle: where it lies, on this machine.
+        engine: one of `serving.config.ENGINES`.
+        threads: pictures that it classifies side by side, at least 1.
+        limits: what a picture may cost.
+
+    Raises:
+        BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
+    """
+
+    def __init__(self, bundle: Path, engine: str, threads: int, limits: RequestLimits) -> None:
+        opened = Bundle.open(bundle)
+        record = opened.record
+        identity = ModelIdentity(record.name, str(record.version), opened.digest)
+        self.facts = ModelFacts(identity, tuple(record.classes), record.image_size_px)
+        # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
+        self._predictor = Predictor(opened, engine, threads, streams=threads, limits=limits.image)
+        self._predictor.check_golden()
+        # A picture for warming up: it went through the whole training path.
+        self.sample: bytes = opened.golden.pictures[0]
+
+    def predict(self, source: bytes | NDArray[np.uint8], observe: Observer | None = None) -> Prediction:
+        """The answer for one picture, encoded or as uint8 pixels (H, W, 3) of any size.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        began = time.perf_counter()
+        size = self.facts.image_size_px
+        pixels = self._predictor.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+        decoded = time.perf_counter()
+        logits = self._predictor.predict_pixels(pixels[np.newaxis])
+        inferred = time.perf_counter()
+        prediction = self._predictor.answers(logits)[0]
+        if observe is not None:
+            observe(decoded - began, inferred - decoded, prediction)
+        return prediction
+
+
+class Models:
+    """The models of a replica, by name and version.
+
+    Arguments:
+        served: at least one; the first answers where a request names no version.
+    """
+
+    def __init__(self, served: Sequence[ServedModel]) -> None:
+        self._served = tuple(served)
+
+    @property
+    def live(self) -> ServedModel:
+        """The one that answers where a request names none."""
+        return self._served[0]
+
+    def find(self, name: str | None = None, version: str | None = None) -> ServedModel:
+        """The model that a request names.
+
+        Arguments:
+            name: None for whichever is live.
+            version: None for the live one of that name, otherwise exactly as its bundle has it.
+
+        Raises:
+            InputError: 404 for a name or version that is not served.
+        """
+        named = [model for model in self._served if name is None or model.facts.identity.name == name]
+        if not named:
+            known = sorted({model.facts.identity.name for model in self._served})
+            raise InputError(f"The model must be {' or '.join(known)}.", status=404, code="unknown_model")
+        if version is None:
+            return named[0]
+        for model in named:
+            if model.facts.identity.version == version:
+                return model
+        known = [model.facts.identity.version for model in named]
+        raise InputError(f"The version must be {' or '.join(known)}.", status=404, code="unknown_version")
+
+    def versions(self, name: str) -> list[ServedModel]:
+        """All versions of a model, the live one first.
+
+        Raises:
+            InputError: 404 for a name that is not served.
+        """
+        self.find(name)
+        return [model for model in self._served if model.facts.identity.name == name]

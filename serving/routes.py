@@ -1,0 +1,182 @@
+"""Which path is answered how: one table, read by the service and by the OpenAPI document.
+
+Paths are compared as they are: `//predict` and `/predict/` are other paths, so 404. A route either shows a page made of
+what the replica knows, or speaks a protocol: it reads a body, and pictures in it are classified.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from rayml.errors import InputError
+from serving.limits import RequestLimits
+from serving.models import Models
+from serving.protocols import base, openinference, rayml, tfserving
+from serving.protocols.base import Answer, ModelFacts, Work
+
+_GET = ("GET", "HEAD")
+_POST = ("POST",)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that a request names; None where it leaves the choice to the server."""
+
+    name: str | None = None
+    version: str | None = None
+
+
+Page = Callable[[Models, Target], Answer]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a request for predictions is read.
+
+    Arguments:
+        max_bytes: the largest body under these headers; 415 for headers that announce something else.
+        parse: headers and body to `Work`.
+    """
+
+    max_bytes: Callable[[Mapping[str, str], RequestLimits], int]
+    parse: Callable[[Mapping[str, str], bytes, RequestLimits, ModelFacts], Work]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One entry of the table.
+
+    Arguments:
+        name: the path with `{name}` for what varies; what metrics are counted under.
+        methods: those allowed.
+        page: makes the answer, or None where `protocol` does.
+        protocol: reads a body, or None.
+        needs_key: whether an API key is asked for, where the server has any.
+        error: how an error is written down.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    page: Page | None = None
+    protocol: Protocol | None = None
+    needs_key: bool = True
+    error: Callable[[InputError], bytes] = base.coded_error
+
+
+def _live(_models: Models, _target: Target) -> Answer:
+    return Answer(base.dump({"status": "live"}))
+
+
+def _ready(models: Models, _target: Target) -> Answer:
+    # A replica takes requests only once it is made, which is after the golden pictures.
+    identity = models.live.facts.identity
+    body = base.dump({"status": "ready", "model": identity.to_dict()})
+    return Answer(body, headers={rayml.BUNDLE_HEADER: identity.bundle})
+
+
+def _v1_status(models: Models, target: Target) -> Answer:
+    model = models.find(target.name, target.version)
+    shown = models.versions(model.facts.identity.name) if target.version is None else [model]
+    return tfserving.status([served.facts for served in shown])
+
+
+def _v1_metadata(models: Models, target: Target) -> Answer:
+    return tfserving.metadata(models.find(target.name, target.version).facts)
+
+
+def _v2_model(models: Models, target: Target) -> Answer:
+    facts = models.find(target.name, target.version).facts
+    return openinference.model_metadata(facts, [m.facts for m in models.versions(facts.identity.name)])
+
+
+def _v2_model_ready(models: Models, target: Target) -> Answer:
+    return openinference.model_ready(models.find(target.name, target.version).facts)
+
+
+def _plain(
+    name: str,
+    methods: tuple[str, ...],
+    page: Page | None = None,
+    protocol: Protocol | None = None,
+    needs_key: bool = True,
+) -> Route:
+    return Route(name, methods, page, protocol, needs_key, base.plain_error)
+
+
+_PREDICT = Protocol(rayml.max_body_bytes, rayml.parse)
+_BATCH = Protocol(rayml.max_batch_bytes, rayml.parse_batch)
+_LESSON = Protocol(rayml.max_batch_bytes, rayml.parse_lesson)
+_V1 = Protocol(tfserving.max_body_bytes, tfserving.parse)
+_V2 = Protocol(openinference.max_body_bytes, openinference.parse)
+
+FIXED: dict[str, Route] = {
+    route.name: route
+    for route in (
+        Route("/predict", _POST, protocol=_PREDICT),
+        Route("/predict/batch", _POST, protocol=_BATCH),
+        Route("/lesson", _POST, protocol=_LESSON),
+        Route("/healthz", _GET, _live, needs_key=False),
+        Route("/readyz", _GET, _ready, needs_key=False),
+        _plain("/v2", _GET, lambda _models, _target: openinference.server_metadata()),
+        _plain("/v2/health/live", _GET, lambda _models, _target: openinference.live(), needs_key=False),
+        _plain("/v2/health/ready", _GET, lambda _models, _target: openinference.ready(), needs_key=False),
+    )
+}
+_V1_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?(:predict|/metadata|)")
+_V1_ROUTES = {
+    "": _plain("/v1/models/{name}", _GET, _v1_status),
+    "/metadata": _plain("/v1/models/{name}/metadata", _GET, _v1_metadata),
+    ":predict": _plain("/v1/models/{name}:predict", _POST, protocol=_V1),
+}
+_V2_PATH = re.compile(r"/v2/models/([^/]+?)(?:/versions/([^/]+?))?(/ready|/infer|)")
+_V2_ROUTES = {
+    "": _plain("/v2/models/{name}", _GET, _v2_model),
+    "/ready": _plain("/v2/models/{name}/ready", _GET, _v2_model_ready),
+    "/infer": _plain("/v2/models/{name}/infer", _POST, protocol=_V2),
+}
+# What is counted and answered where no route is: errors in the words that the clients of such paths expect.
+_NOWHERE = Route("none", ())
+_NOWHERE_PLAIN = _plain("none", ())
+
+
+def find(path: str, query: bytes = b"") -> tuple[Route, Target]:
+    """The route of a path and the model that path and query name; a route without methods where there is none.
+
+    Arguments:
+        path: as it was sent, percent-decoded.
+        query: `version` and `model` in it choose among the models on rayml's own routes.
+    """
+    route = FIXED.get(path)
+    if route is not None:
+        return route, _target(query) if query else Target()
+    if path.startswith("/v1/"):
+        found = _V1_PATH.fullmatch(path)
+        return (_V1_ROUTES[found[3]], Target(found[1], found[2])) if found else (_NOWHERE_PLAIN, Target())
+    if path.startswith("/v2/"):
+        found = _V2_PATH.fullmatch(path)
+        return (_V2_ROUTES[found[3]], Target(found[1], found[2])) if found else (_NOWHERE_PLAIN, Target())
+    return _NOWHERE, Target()
+
+
+def _target(query: bytes) -> Target:
+    try:
+        values = dict(parse_qsl(query.decode("ascii"), max_num_fields=16))
+    except ValueError:
+        return Target()
+    return Target(values.get("model"), values.get("version"))
+
+
+def check_method(route: Route, method: str) -> None:
+    """Refuse what the table does not have.
+
+    Raises:
+        InputError: 404 for no route, 405 for another method.
+    """
+    if not route.methods:
+        shown = ", ".join(name for name in FIXED if not name.startswith("/v"))
+        raise InputError(f"Paths are {shown}, /v1/models/... and /v2/...", status=404, code="not_found")
+    if method not in route.methods:
+        raise InputError(f"The method must be {' or '.join(route.methods)}.", status=405, code="method_not_allowed")

@@ -1,0 +1,74 @@
+"""JSON within bounds, and that hostile JSON takes no time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rayml.errors import InputError
+from serving.protocols.strict_json import MAX_DEPTH, from_base64, parse_object
+
+
+def _refused(body: bytes, max_values: int = 1000) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_object(body, "an object", max_values)
+    assert caught.value.status == 400
+    return caught.value.message
+
+
+def test_what_json_has() -> None:
+    body = rb'{"a": [1, -2.5e3, null, true, "x\"[{\\", {"b": []}], "\u00e9": "[[[["}'
+    assert parse_object(body, "an object", 100) == {"a": [1, -2500.0, None, True, 'x"[{\\', {"b": []}], "é": "[[[["}
+
+
+def test_depth_is_counted_exactly() -> None:
+    inner = MAX_DEPTH - 1
+    assert parse_object(b'{"a":' + b"[" * inner + b"]" * inner + b"}", "an object", 100)
+    assert "nested" in _refused(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" * 3_000_000,
+        b"[" * 3_000_000 + b"]" * 3_000_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'"' * 3_000_000,
+        b'{"a":"' + b"\\" * 3_000_000,
+        b'{"a":"' + b'\\"' * 3_000_000,
+        b'{"a":' + b"9" * 1_000_000 + b"}",
+        b'{"a":[' + b"1," * 900_000 + b"1]}",
+    ],
+)
+def test_bombs_are_refused_quickly(body: bytes) -> None:
+    began = time.process_time()
+    _refused(body, max_values=100_000)
+    assert time.process_time() - began < 5.0  # A quadratic look at these would take hours.
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "empty body"),
+        (b"[]", "array"),
+        (b"7", "no object"),
+        (b'{"a":1,"a":2}', "a member twice"),
+        (b'{"a":NaN}', "NaN"),
+        (b'{"a":-Infinity}', "Infinity"),
+        (b'{"a":1e400}', "out of range"),
+        (b'{"a":[1,2}', "do not match"),
+        (b'{"a":"\xff"}', "UTF-8"),
+        (b'{"a"}', "syntax error"),
+        (b'{"a":1]', "syntax error"),
+    ],
+)
+def test_what_json_does_not_have(body: bytes, said: str) -> None:
+    assert said in _refused(body)
+
+
+def test_base64_is_the_standard_alphabet_with_padding() -> None:
+    assert from_base64("+/8=", "x") == b"\xfb\xff"
+    for text in ("+/8", "-_8=", "+/8=\n", "é"):
+        with pytest.raises(InputError, match="base64"):
+            from_base64(text, "x")
