@@ -119,7 +119,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 def _files() -> Iterator[Path]:
     """The project's own text files: the folders that belong to it, and what lies at the top."""
-    candidates = [path for path in ROOT.iterdir() if path.is_file()]
+    candidates = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a worktree's pointer
     for folder in _FOLDERS:
         candidates += (path for path in (ROOT / folder).rglob("*") if path.is_file())
     for path in sorted(candidates):
