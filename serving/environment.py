@@ -55,7 +55,7 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
     first_port = _FIRST_BLOCK + _BLOCK_SIZE * random.randrange(_PORT_BLOCKS)
     deadline_s = settings.limits.deadline_s
     return {
-        "PYTHONPATH": python_path(_hide_pandas(folder)),
+        "PYTHONPATH": python_path(_hide_packages(folder)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -92,15 +92,17 @@ def python_path(*first: Path) -> str:
     return os.pathsep.join(filter(None, [*map(str, first), str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-def _hide_pandas(folder: Path) -> Path:
-    """A folder for the front of the module path in which pandas cannot be imported.
+def _hide_packages(folder: Path) -> Path:
+    """A folder for the front of the module path in which pandas and pyarrow cannot be imported.
 
-    Ray Serve imports pandas where it is installed, for arguments that are data frames, and does without it where it is
-    not, as after `pip install ray[serve]`. Importing it, with pyarrow, costs each process 67 MB and a second.
+    Ray imports them where they are installed, for arguments that are data frames and tables, and does without them
+    where they are not, as after `pip install ray[serve]`. They cost each process 100 MB and a second.
     """
     hidden = folder / _HIDDEN
     hidden.mkdir()
-    (hidden / "pandas.py").write_text('raise ImportError("serving processes do without pandas")\n', encoding="utf-8")
+    for package in ("pandas", "pyarrow"):
+        reason = f"serving processes do without {package}"
+        (hidden / f"{package}.py").write_text(f"raise ModuleNotFoundError({reason!r})\n", encoding="utf-8")
     return hidden
 
 

@@ -13,6 +13,7 @@ from rayml.engines import Engine, load_engine
 from rayml.engines.tensorflow import TensorFlowEngine
 from rayml.errors import BundleError, UsageError
 from rayml.graph import attach_head
+from rayml.head import HeadWeights
 from tests.rayml import small
 
 ONNX_ENGINES = ("openvino", "onnxruntime")
@@ -249,3 +250,50 @@ def test_threads_may_make_the_first_calls_together(model: bytes, tmp_path: Path)
     graph.write_bytes(model)
     for _ in range(4):
         subprocess.run([sys.executable, "-c", FIRST_CALLS, str(graph)], check=True, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_openvino_keeps_the_weights_in_memory_once() -> None:
+    features, units = small.head().features, 500_000  # 22 MB
+    wide = HeadWeights(
+        np.ones((features, units), np.float32),
+        np.zeros(units, np.float32),
+        np.ones((units, 3), np.float32),
+        np.zeros(3, np.float32),
+    )
+    engine = load_engine(attach_head(small.backbone().SerializeToString(), wide), "openvino")
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    sizes = {}
+    for at, line in enumerate(lines):
+        if "/rayml-openvino-" in line:
+            size, resident = (next(x for x in lines[at:] if x.startswith(f"{key}:")) for key in ("Size", "Rss"))
+            sizes[int(size.split()[1])] = int(resident.split()[1])
+    weights_kb = sum(array.nbytes for array in wide.arrays().values()) // 1024
+    assert max(sizes) >= weights_kb
+    assert sizes[max(sizes)] < weights_kb / 4  # One touched byte may bring a page of 2 MB.
+    assert engine(small.pictures(1)).shape == (1, 3)
+
+
+def test_openvino_says_that_it_found_no_room_for_its_file(
+    model: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import openvino
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    engine = load_engine(model, "openvino")
+    assert "The weights stay in memory twice" in caplog.text
+    images = small.pictures(2)
+    np.testing.assert_allclose(engine(images), small.head().logits(small.features_of(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_openvinos_reporting_converter_is_never_imported() -> None:
+    check = (
+        "import sys; from rayml.engines.openvino import OpenVINOEngine as E\n"
+        "try: E(b'')\nexcept Exception as error: print(type(error).__name__)\n"
+        "print([m for m in sys.modules if m.startswith(('openvino.tools', 'openvino_telemetry')) and sys.modules[m]])"
+    )
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["BundleError", "[]"]
