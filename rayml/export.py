@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayml.backbones import ONNX_OPSET
+from rayml.canonical import canonical
 
 if TYPE_CHECKING:
     import keras
@@ -58,6 +59,7 @@ def to_onnx(model: keras.Model) -> bytes:
         if value.name != "images":
             proto.graph.initializer.append(onnx.numpy_helper.from_array(constants[value.name].numpy(), value.name))
             proto.graph.input.remove(value)
+    proto = canonical(proto)
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
 

@@ -1,16 +1,18 @@
 """The feature bank: one float32 vector for each picture, kept by the picture's content, computed once.
 
-A bank's folder is named by what decides its vectors (preprocessing, backbone graph, image size, precision). It holds
-shards, each an array `NAME.npy` float32 (n, D) and its index `NAME.json`: the sha256 of the n pictures. The index is
-written last and by a rename, so a shard is there or it is not; two writers never touch each other's.
+A bank is named by what decides its vectors (preprocessing, backbone graph, image size, precision). It holds shards,
+each an array `NAME.npy`, float32 (n, D), and its index `NAME.sha256`, the 32 bytes of n pictures. The index is written
+last, so a shard is there or it is not; two writers never touch each other's. Opening a bank reads the indexes alone:
+40 bytes a picture in memory, and from a bucket the arrays are copied when they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-from contextlib import suppress
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,12 @@ from numpy.typing import NDArray
 
 from rayml.errors import RaymlError
 from rayml.frozen import FrozenBackbone
+from rayml.storage import BucketStore, FolderStore, open_store
 
-BANK_VERSION = 1
+BANK_VERSION = 2
 PRECISION = "float32"
+_ARRAY, _INDEX = ".npy", ".sha256"
+_DIGEST = np.dtype("S32")  # Compares and sorts as bytes; two of one length are never taken for each other.
 
 
 def bank_key(backbone: FrozenBackbone) -> str:
@@ -36,44 +41,65 @@ def bank_key(backbone: FrozenBackbone) -> str:
 
 
 class FeatureBank:
-    """The vectors of one backbone.
+    """The vectors of one backbone. It can be pickled: a worker on another machine writes into the same bank.
 
     Arguments:
-        folder: the bank's own folder; made with the first shard.
+        store: where it lies, or a folder of this machine.
         features: D.
+
+    Raises:
+        RaymlError: the storage cannot be read.
     """
 
-    def __init__(self, folder: Path, features: int) -> None:
-        self.folder = folder
+    def __init__(self, store: FolderStore | BucketStore | Path, features: int) -> None:
+        self.store = FolderStore(store) if isinstance(store, Path) else store
         self.features = features
-        self._places: dict[str, tuple[Path, int]] = {}  # sha256 -> (array file, row)
-        for index in sorted(folder.glob("*.json")):
-            self._add(index)
+        self._shards: list[tuple[str, int]] = []  # name, size of its array in bytes
+        self._pending: list[tuple[int, NDArray[np.bytes_]]] = []  # shard, its digests; not in the three below yet
+        self._digests: NDArray[np.bytes_] = np.empty(0, _DIGEST)  # sorted
+        self._shard_of: NDArray[np.int32] = np.empty(0, np.int32)
+        self._row_of: NDArray[np.int32] = np.empty(0, np.int32)
+        sizes = self.store.sizes()
+        for index in sorted(name for name in sizes if name.endswith(_INDEX)):
+            name = index.removesuffix(_INDEX)
+            self._add(name, sizes.get(name + _ARRAY, -1), self.store.local(index, sizes[index]).read_bytes())
 
     @classmethod
-    def of(cls, backbone: FrozenBackbone, cache: Path) -> FeatureBank:
-        """Open the bank of a backbone in a cache."""
-        return cls(cache / "features" / bank_key(backbone), backbone.features)
+    def of(cls, backbone: FrozenBackbone, cache: Path, storage: str | None = None) -> FeatureBank:
+        """Open the bank of a backbone.
+
+        Arguments:
+            cache: the folder of this machine for what it keeps.
+            storage: what machines share, as `rayml.storage.check_storage` gave it.
+        """
+        return cls(open_store(storage, f"features/{bank_key(backbone)}", cache), backbone.features)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this machine that holds the arrays in use; its name is the bank's."""
+        return self.store.folder
+
+    def __reduce__(self) -> tuple[type[FeatureBank], tuple[FolderStore | BucketStore, int]]:
+        return FeatureBank, (self.store, self.features)
 
     def __contains__(self, sha256: str) -> bool:
-        return sha256 in self._places
+        return bool(self.has([sha256])[0])
 
     def __len__(self) -> int:
-        return len(self._places)
+        self._sort()
+        return len(self._digests)
 
-    def _add(self, index: Path) -> None:
-        """Take a shard in; one that is not whole (a disk that lost a write) counts as not there."""
-        array = index.with_suffix(".npy")
-        try:
-            digests = json.loads(index.read_text())
-            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return
-        whole = isinstance(digests, list) and vectors.shape == (len(digests), self.features)
-        if whole and vectors.dtype == np.float32:
-            self._places.update((digest, (array, row)) for row, digest in enumerate(digests))
+    def has(self, digests: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of N pictures are in the bank, bool (N,).
 
-    def write(self, digests: list[str], vectors: NDArray[np.float32]) -> None:
+        Arguments:
+            digests: the sha256 of each.
+        """
+        self._sort()
+        wanted = _packed(digests)
+        return self._digests[self._places(wanted)] == wanted if len(self._digests) else np.zeros(len(wanted), bool)
+
+    def write(self, digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add one shard.
 
         Arguments:
@@ -81,47 +107,90 @@ class FeatureBank:
             vectors: float32 (n, D), finite.
 
         Raises:
-            RaymlError: values that are not finite, or a disk that is full or read-only. What was there stays.
+            RaymlError: values that are not finite, or a storage that is full, read-only or cannot be reached. What
+                was there stays.
         """
         if vectors.shape != (len(digests), self.features) or vectors.dtype != np.float32:
             raise ValueError(f"expected float32 {(len(digests), self.features)}, got {vectors.dtype} {vectors.shape}")
         if not np.isfinite(vectors).all():
             raise RaymlError("the backbone gave features that are not finite numbers", "Are its weights sound?")
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        array, index = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        drafts = [self.folder / f".{name}-{os.getpid()}{suffix}" for suffix in (".npy", ".json")]
+        index = _packed(digests).tobytes()
+        header = _header(len(digests), self.features)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with drafts[0].open("wb") as file:
-                np.save(file, vectors)
-                file.flush()
-                os.fsync(file.fileno())
-            drafts[1].write_text(json.dumps(digests))
-            drafts[0].replace(array)
-            drafts[1].replace(index)
-        except OSError as error:
-            for draft in drafts:
-                with suppress(OSError):
-                    draft.unlink(missing_ok=True)
-            raise RaymlError(
-                # NumPy's own error for a full disk has a text alone.
-                f"features could not be written to {self.folder}: {error.strerror or error}",
-                "Free some space, or point --cache (or RAYML_CACHE) to another folder; finished features are kept.",
-            ) from None
-        self._add(index)
+            self.store.put(name + _ARRAY, [header, np.ascontiguousarray(vectors).data.cast("B")])
+            self.store.put(name + _INDEX, [index])
+        except RaymlError as error:
+            raise RaymlError(f"features could not be written: {error.message}", error.hint) from None
+        self._add(name, len(header) + vectors.nbytes, index)
 
-    def rows(self, digests: list[str]) -> NDArray[np.float32]:
-        """The vectors of N pictures, float32 (N, D), in the order asked for; shards are memory-mapped.
+    def rows(self, digests: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The vectors of N pictures in the order asked for; shards are memory-mapped, one at a time.
+
+        Arguments:
+            digests: the sha256 of each.
+            out: float32 (N, D) to fill, e.g. a memory-mapped file; a new array by default.
 
         Raises:
             KeyError: a picture that is not in the bank.
+            RaymlError: a shard is damaged, or could not be copied to this machine.
         """
-        gathered = np.empty((len(digests), self.features), np.float32)
-        by_array: dict[Path, list[tuple[int, int]]] = {}
-        for position, digest in enumerate(digests):
-            array, row = self._places[digest]
-            by_array.setdefault(array, []).append((position, row))
-        for array, places in by_array.items():
-            positions, rows = np.array(places).T
-            gathered[positions] = np.load(array, mmap_mode="r", allow_pickle=False)[rows]
+        gathered = np.empty((len(digests), self.features), np.float32) if out is None else out
+        if not (present := self.has(digests)).all():
+            raise KeyError(digests[int(np.argmin(present))])
+        places = self._places(_packed(digests))
+        order = np.argsort(self._shard_of[places], kind="stable")
+        shards = self._shard_of[places][order]
+        bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(order)]
+        for start, end in pairwise(bounds):
+            if start < end:
+                positions = order[start:end]
+                gathered[positions] = self._array(int(shards[start]))[self._row_of[places[positions]]]
         return gathered
+
+    def _array(self, shard: int) -> NDArray[np.float32]:
+        name, size = self._shards[shard]
+        path = self.store.local(name + _ARRAY, size)
+        try:
+            array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RaymlError(
+                f"features in {path} cannot be read: {error}", f"Remove {name}.* and run again: they are made anew."
+            ) from None
+        return array
+
+    def _add(self, name: str, size: int, index: bytes) -> None:
+        """Take a shard in; one that is not whole (a disk that lost a write) counts as not there."""
+        count, rest = divmod(len(index), _DIGEST.itemsize)
+        if count and not rest and size == len(_header(count, self.features)) + count * self.features * 4:
+            self._pending.append((len(self._shards), np.frombuffer(index, _DIGEST)))
+            self._shards.append((name, size))
+
+    def _sort(self) -> None:
+        """Take the shards that were added since the last look into the sorted index."""
+        if not self._pending:
+            return
+        digests = np.concatenate([self._digests, *(found for _, found in self._pending)])
+        shards = [np.full(len(found), shard, np.int32) for shard, found in self._pending]
+        rows = [np.arange(len(found), dtype=np.int32) for _, found in self._pending]
+        self._digests, first = np.unique(digests, return_index=True)
+        self._shard_of = np.concatenate([self._shard_of, *shards])[first]
+        self._row_of = np.concatenate([self._row_of, *rows])[first]
+        self._pending = []
+
+    def _places(self, wanted: NDArray[np.bytes_]) -> NDArray[np.intp]:
+        """Where in the sorted index each would be, int (N,); the index is not empty."""
+        return np.minimum(np.searchsorted(self._digests, wanted), len(self._digests) - 1)
+
+
+def _packed(digests: Sequence[str]) -> NDArray[np.bytes_]:
+    """Hexadecimal sha256 as an array of 32 bytes each."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), _DIGEST)
+
+
+def _header(count: int, features: int) -> bytes:
+    """What NumPy writes before the numbers of a float32 array (n, D)."""
+    buffer = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()

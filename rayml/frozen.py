@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
 from rayml.errors import RaymlError
 from rayml.images import load_pixels, preprocessing_id
+from rayml.storage import open_store
 
-FREEZE_VERSION = 1  # Raise when the graph that the same spec gives changes.
+FREEZE_VERSION = 2  # Raise when the graph that the same spec gives changes.
 GOLDEN_PICTURE_SIZE_PX = 160  # Not a size that any backbone looks at, so that resizing is part of what they check.
 GOLDEN_SEED = 7  # The default sample and the training of tiny draw with far larger seeds.
+_RECORD = "backbone.json"
 ENGINE_TOLERANCE = 1e-3  # Of the largest feature. Float32 engines differ by about 1e-5; a wrong graph by far more.
 
 
@@ -87,12 +89,45 @@ def frozen_folder(spec: BackboneSpec, cache: Path) -> Path:
 def load_frozen(folder: Path) -> FrozenBackbone | None:
     """Open a frozen backbone, or None if there is none, or not a whole one."""
     try:
-        described = json.loads((folder / "backbone.json").read_text())
+        described = json.loads((folder / _RECORD).read_text())
         frozen = FrozenBackbone(folder=folder, **described)
         whole = file_sha256(folder / "backbone.onnx") == frozen.graph_sha256
         return frozen if whole and len(frozen.golden()[0]) == len(frozen.golden()[1]) else None
     except (OSError, ValueError, TypeError, EOFError):
         return None
+
+
+def find_frozen(spec: BackboneSpec, cache: Path, storage: str | None = None) -> FrozenBackbone | None:
+    """A backbone that this machine, or another one that shares the storage, has frozen; None if none has.
+
+    Arguments:
+        storage: as `rayml.storage.check_storage` gave it; from a bucket the files are copied into the cache.
+
+    Raises:
+        RaymlError: the storage cannot be read, or there is no room for the copy.
+    """
+    folder = frozen_folder(spec, cache)
+    if (found := load_frozen(folder)) or storage is None:
+        return found
+    shared = open_store(storage, f"backbones/{folder.name}", cache)
+    for name, size in shared.sizes().items():
+        shared.local(name, size)
+    return load_frozen(shared.folder)
+
+
+def share_frozen(frozen: FrozenBackbone, cache: Path, storage: str) -> None:
+    """Put a frozen backbone where the machines that share the storage find it, unless it is there.
+
+    Raises:
+        RaymlError: the storage is full, read-only or cannot be reached.
+    """
+    shared = open_store(storage, f"backbones/{frozen.folder.name}", cache)
+    if _RECORD in shared.sizes():
+        return
+    files = sorted(path for path in frozen.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    # The record comes last: without it nothing is there.
+    for path in sorted(files, key=lambda path: path.name == _RECORD):
+        shared.put(path.relative_to(frozen.folder).as_posix(), [path.read_bytes()])
 
 
 def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
@@ -144,7 +179,7 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
                 (draft / "golden" / name).write_bytes(data)
             np.save(draft / "golden" / "features.npy", expected)
             (draft / "backbone.onnx").write_bytes(graph)
-            (draft / "backbone.json").write_text(json.dumps(described, indent=1))
+            (draft / _RECORD).write_text(json.dumps(described, indent=1))
             if load_frozen(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 draft.rename(folder)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 # Ray's socket paths must stay under 104 characters (macOS), which the system's own temporary folder can exceed.
@@ -99,3 +100,29 @@ def ray_cluster() -> Iterator[str]:
     )
     yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a prefix in a bucket of an S3 server on this machine, which this process's surroundings name.
+
+    Workers of a Ray that starts afterwards inherit them.
+    """
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    surroundings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in surroundings.items():
+            patch.setenv(name, value)
+        requests.put(f"http://{host}:{port}/bucket", timeout=60).raise_for_status()
+        yield "s3://bucket/some/prefix"
+    server.stop()
