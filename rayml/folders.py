@@ -1,7 +1,7 @@
 """Folders of class folders on disk: what lies in them, read without trust.
 
 Links are followed, two levels deep and no deeper, so that a link that leads back cannot make the reading go round;
-devices and pipes are never opened. Used by `rayml.data` only.
+devices and pipes are never opened. Used by `rayml.data` and `rayml.check`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class FolderReader:
                 self.ignore([class_folder])
                 continue
             paths = entries(class_folder)
-            photos = [path for path in paths if _is_photo(path)]
+            photos = [path for path in paths if is_photo(path)]
             self.ignore(set(paths) - set(photos))
-            found[_label(class_folder)] = [(self._relative(path), _sha256(path)) for path in photos]
+            found[_label(class_folder)] = [(self._relative(path), sha256_of(path)) for path in photos]
         return found
 
     def _relative(self, path: Path) -> str:
@@ -92,7 +92,19 @@ def entries(folder: Path) -> list[Path]:
         found = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
         raise _unreadable(folder, error) from None
-    return [entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+    return [entry for entry in found if not _is_hidden(entry)]
+
+
+def hidden(folder: Path) -> list[Path]:
+    """What `entries` leaves out, sorted by name.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted((entry for entry in folder.iterdir() if _is_hidden(entry)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
 
 
 def shown(names: Iterable[str]) -> str:
@@ -102,14 +114,22 @@ def shown(names: Iterable[str]) -> str:
     return (", ".join(found[:_SHOWN_NAMES]) or "nothing") + (f" and {rest} more" if rest > 0 else "")
 
 
-def _is_photo(path: Path) -> bool:
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def is_photo(path: Path) -> bool:
     """Whether it is named like a photo and is a file, or a link that should lead to one."""
     return path.suffix.lower() in PHOTO_SUFFIXES and kind(path) in ("file", "nothing")
 
 
+def has_shown_name(folder: Path) -> bool:
+    """Whether a class folder's name can be written into a bundle and an HTTP answer."""
+    return folder.name.isprintable()  # Neither line breaks nor bytes that are not UTF-8.
+
+
 def _label(folder: Path) -> str:
-    """The folder's name, if it can be written into a bundle and an HTTP answer."""
-    if not folder.name.isprintable():  # Line breaks, and bytes that are not UTF-8.
+    if not has_shown_name(folder):
         raise DataError(
             f"{folder.parent}: expected a class name of printable characters. Received: {folder.name!a}",
             "Rename the folder.",
@@ -117,7 +137,12 @@ def _label(folder: Path) -> str:
     return folder.name
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -25,6 +25,8 @@ import numpy as np
 
 from rayml.backbones import BackboneSpec, backbone_spec
 from rayml.bundle import BundleContents, Golden, Training, write_bundle
+from rayml.check.doctor import quick_check
+from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
 from rayml.errors import RaymlError, UsageError
 from rayml.evaluation import scores
@@ -103,6 +105,9 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
     with stages.stage("data") as said:
         manifest = scan(settings.data, settings.validation_fraction, settings.seed)
         said.append(describe(manifest))
+        found = in_one_line(quick_check(manifest))
+    if found:
+        progress.say(f"check: {found}; rayml data check {settings.data} tells more")
     if spec.weights == "none":
         progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
     try:

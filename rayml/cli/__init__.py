@@ -51,7 +51,9 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
-        extra = {"ray": "all", "tensorflow": "tune", "keras": "tune", "onnx": "all"}.get(str(error.name).split(".")[0])
+        extra = {"ray": "all", "tensorflow": "tune", "keras": "tune", "onnx": "all", "imagehash": "check"}.get(
+            str(error.name).split(".")[0]
+        )
         if extra is None:
             raise
         click.echo(f"Error: this command needs the package {error.name}, which is not installed", err=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import click
+
+from rayml.cli.model import engine_option, json_option
 
 
 @click.group()
@@ -26,3 +30,41 @@ def sample(directory: Path, seed: int | None) -> None:
 
     written = write_sample(directory, seed=SAMPLE_SEED if seed is None else seed)
     click.echo(f"Wrote {written} drawings to {directory}/train and {directory}/validation.")
+
+
+@data.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--bundle", type=click.Path(path_type=Path), help="Also name photos whose label this bundle disputes.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a page with thumbnails.")
+@click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@engine_option
+@json_option
+def check(directory: Path, bundle: Path | None, html: Path | None, strict: bool, engine: str, as_json: bool) -> None:
+    """Examine the photos in DIR: train/, validation/ and test/ with class folders, or class folders alone.
+
+    Every file is decoded as training would. Ends with 1 if there are errors (a search would refuse the photos, or
+    measure what is not true), else with 0.
+
+    \b
+    rayml data check photos
+    rayml data check photos --bundle RUN/best --html check.html
+    rayml data check photos --json | jq '.findings[] | select(.severity == "error")'
+    """
+    from rayml.check.doctor import check_data
+    from rayml.check.page import write_page
+    from rayml.check.table import print_report
+    from rayml.predictor import Predictor
+    from rayml.progress import Progress
+
+    predictor = Predictor(bundle, engine) if bundle else None
+    report = check_data(directory, Progress(), predictor)
+    if html:
+        write_page(html, report, directory)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        print_report(report)
+        if html:
+            click.echo(f"Page with pictures: {html}")
+    if report.count("error") or (strict and report.count("warning")):
+        sys.exit(1)
