@@ -189,7 +189,14 @@ def make_model(
     return model
 
 
-def check_head_settings(*, learning_rate: float, size_inner: int, dropout: float) -> None:
+def check_head_settings(
+    *,
+    learning_rate: float,
+    size_inner: int,
+    dropout: float,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> None:
     """Refuse values that no head can be trained with.
 
     Raises:
@@ -201,6 +208,10 @@ def check_head_settings(*, learning_rate: float, size_inner: int, dropout: float
         raise UsageError(f"size_inner must be at least 1. Received: {size_inner}")
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout must be at least 0 and below 1. Received: {dropout}")
+    if not 0 <= weight_decay < math.inf:
+        raise UsageError(f"weight_decay must be a number of at least 0. Received: {weight_decay}")
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"label_smoothing must be at least 0 and below 1. Received: {label_smoothing}")
 
 
 def head_weights(model: keras.Model) -> HeadWeights:

@@ -73,7 +73,10 @@ class HeadTrainer:
         self._seed = 0
         self._shape = (data.train_features.shape[1], size_inner, len(data.classes), dropout)
         self._model = build_head(*self._shape, seed=0)
-        self._optimizer = keras.optimizers.Adam()
+        # Variables, so that one compiled epoch serves every rate of a search; at 0 both leave each bit as it is.
+        self._smoothing = tf.Variable(0.0)
+        self._optimizer = keras.optimizers.AdamW(weight_decay=0.0)
+        self._optimizer.weight_decay = tf.Variable(0.0)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         depth = len(data.classes)
@@ -82,13 +85,29 @@ class HeadTrainer:
         self._batch_size = min(batch_size, len(data.train_labels))
         self._compiled_epoch = tf.function(self._epoch, jit_compile=True, autograph=False)
 
-    def start(self, *, seed: int, learning_rate: float) -> None:
+    def start(
+        self, *, seed: int, learning_rate: float, weight_decay: float = 0.0, label_smoothing: float = 0.0
+    ) -> None:
         """Begin a new head: fresh weights of that seed, Adam at zero.
 
+        Arguments:
+            seed: of the weights, of dropout and of the order of the pictures.
+            learning_rate: over 0.
+            weight_decay: of AdamW (Loshchilov and Hutter 2019), at least 0: each step takes this share, times the
+                learning rate, of every weight and bias.
+            label_smoothing: the share of a label that is spread over all classes, at least 0 and below 1. It is part
+                of the training loss; the validation loss stays the plain one, so that trials can be compared.
+
         Raises:
-            UsageError: a learning rate that is not over 0.
+            UsageError: a value out of range.
         """
-        check_head_settings(learning_rate=learning_rate, size_inner=self._shape[1], dropout=self._shape[3])
+        check_head_settings(
+            learning_rate=learning_rate,
+            size_inner=self._shape[1],
+            dropout=self._shape[3],
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+        )
         self._seed = seed
         self.completed_epochs = 0
         fresh = build_head(*self._shape, seed=seed)
@@ -98,6 +117,8 @@ class HeadTrainer:
         for variable in self._optimizer.variables:
             variable.assign(np.zeros(variable.shape))
         self._optimizer.learning_rate = learning_rate
+        self._optimizer.weight_decay.assign(weight_decay)
+        self._smoothing.assign(label_smoothing)
 
     def run_epoch(self) -> EpochMetrics:
         """Train one more epoch over every picture, in an order of its own that the seed and the epoch decide."""
@@ -119,13 +140,13 @@ class HeadTrainer:
         return np.asarray(self._model(self._validation[0], training=False))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that the next epoch depends on, as plain arrays: weights, Adam's state, random state, epochs done."""
+        """All that changes from epoch to epoch, as plain arrays: weights, Adam's state, random state, epochs done."""
         arrays = {f"model_{i}": np.asarray(variable) for i, variable in enumerate(self._model.variables)}
         arrays |= {f"optimizer_{i}": np.asarray(variable) for i, variable in enumerate(self._optimizer.variables)}
         return arrays | {"seed": np.array(self._seed), "completed_epochs": np.array(self.completed_epochs)}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from what `state` gave; the learning rate is part of it.
+        """Go on from what `state` gave, after `start`; the learning rate is part of it.
 
         Raises:
             ValueError: arrays of another head.
@@ -165,7 +186,8 @@ class HeadTrainer:
 
         with tf.GradientTape() as tape:
             logits = self._model(features, training=True)
-            loss = self._loss(one_hot, logits)
+            # As Keras smooths: keras.losses.categorical_crossentropy.
+            loss = self._loss(one_hot * (1.0 - self._smoothing) + self._smoothing / one_hot.shape[1], logits)
         variables = self._model.trainable_variables
         self._optimizer.apply(tape.gradient(loss, variables), variables)
         return loss * float(features.shape[0]), _hits(one_hot, logits)

@@ -169,6 +169,49 @@ def test_the_head_steps_as_under_keras(batch_size: int) -> None:
     )
 
 
+def test_weight_decay_and_label_smoothing_are_keras_own() -> None:
+    import keras
+
+    data = vectors()
+    trainer = HeadTrainer(data, size_inner=8, batch_size=32)
+    trainer.start(seed=SEED, learning_rate=RATE, weight_decay=0.3, label_smoothing=0.2)
+    model = compiled_head(data, start_of(trainer), RATE)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(learning_rate=RATE, weight_decay=0.3),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
+        metrics=["accuracy"],
+    )
+    truth = one_hot(data.train_labels, 4), one_hot(data.validation_labels, 4)
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for epoch in range(EPOCHS):
+        order = epoch_order(SEED, epoch, len(data.train_labels))
+        figures = model.fit(
+            data.train_features[order], truth[0][order], batch_size=32, shuffle=False, verbose=0
+        ).history
+        ours = trainer.run_epoch()
+        assert ours.loss == pytest.approx(figures["loss"][0], rel=SAME_FEATURES)
+        assert ours.accuracy == pytest.approx(figures["accuracy"][0], abs=1e-6)
+        val_loss = float(plain(truth[1], model(data.validation_features, training=False)))
+        assert ours.val_loss == pytest.approx(val_loss, rel=SAME_FEATURES)
+    for ours_array, theirs in zip(start_of(trainer), model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours_array, theirs, rtol=0, atol=SAME_FEATURES)
+    # Without them the very same start ends elsewhere, and a trial after one with them has none of them.
+    trainer.start(seed=SEED, learning_rate=RATE)
+    assert abs(trainer.run_epoch().loss - figures["loss"][0]) > 0.01
+    fresh = HeadTrainer(data, size_inner=8, batch_size=32)
+    fresh.start(seed=SEED, learning_rate=RATE)
+    fresh.run_epoch()
+    assert arrays_of(trainer) == arrays_of(fresh)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "label_smoothing"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_penalty_that_cannot_be(name: str, value: float) -> None:
+    penalties = {"weight_decay": 0.0, "label_smoothing": 0.0, name: value}
+    with pytest.raises(UsageError, match=f"{name} must be .*Received: {value}"):
+        HeadTrainer(vectors(), size_inner=4).start(seed=1, learning_rate=RATE, **penalties)
+
+
 def test_adams_state_is_keras_own_after_an_epoch() -> None:
     data = vectors()
     trainer = HeadTrainer(data, size_inner=8, batch_size=32)
