@@ -45,7 +45,7 @@ def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
         address: `local` for one of our own on this machine, `auto` for the one that runs here, or HOST:PORT.
 
     Returns:
-        The nodes that have processors to work with.
+        The nodes that have processors to work with; none on a cluster that still has to grow.
 
     Raises:
         UsageError: an address that is none.
@@ -58,15 +58,22 @@ def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
     if ours:
         _connect(address)
     try:
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        yield tuple(
-            Node(node["NodeID"], int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0)))
-            for node in sorted(nodes, key=lambda node: str(node["NodeID"]))
-            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-        )
+        yield usable_nodes()
     finally:
         if ours:
             ray.shutdown()
+
+
+def usable_nodes() -> tuple[Node, ...]:
+    """The machines of the connected cluster that have processors to work with, in the order of their ids."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return tuple(
+        Node(node["NodeID"], int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0)))
+        for node in sorted(nodes, key=lambda node: str(node["NodeID"]))
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    )
 
 
 def _connect(address: str) -> None:

@@ -34,6 +34,8 @@ class SearchSettings:
         trial_cpus: processors of a trial; None shares them out over the grid.
         trial_gpus: graphics processors of a trial, fractions allowed.
         max_concurrent: trials at once at most; None for as many as there is room for.
+        scale_up_timeout_s: seconds to wait for a cluster that grows by itself to have room for `max_concurrent` trials;
+            0 for one that is as large as it will be.
         cache: where frozen backbones and features are kept.
 
     Raises:
@@ -62,6 +64,7 @@ class SearchSettings:
     trial_cpus: float | None = None
     trial_gpus: float = 0.0
     max_concurrent: int | None = None
+    scale_up_timeout_s: float = 0.0
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +90,10 @@ class SearchSettings:
             raise UsageError(f"reduction_factor must be at least 2. Received: {self.reduction_factor}")
         if self.trial_cpus is not None and not self.trial_cpus > 0:
             raise UsageError(f"trial_cpus must be over 0. Received: {self.trial_cpus}")
+        if not 0 <= self.scale_up_timeout_s < float("inf"):
+            raise UsageError(f"scale_up_timeout_s must be at least 0. Received: {self.scale_up_timeout_s}")
+        if self.scale_up_timeout_s and self.address == "local":
+            raise UsageError("scale_up_timeout_s needs the address of a cluster. Received: address local")
         if not self.trial_gpus >= 0:
             raise UsageError(f"trial_gpus must be at least 0. Received: {self.trial_gpus}")
 

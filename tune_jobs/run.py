@@ -28,7 +28,7 @@ from rayml.bundle import BundleContents, Golden, Training, write_bundle
 from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
-from rayml.errors import RaymlError, UsageError
+from rayml.errors import RaymlError, SearchError, UsageError
 from rayml.evaluation import scores
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
@@ -39,6 +39,7 @@ from rayml.training import TrainingData
 from tune_jobs.cluster import on_this_node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
 from tune_jobs.features import PassResult, feature_pass
+from tune_jobs.growth import Demand, room
 from tune_jobs.records import TrialRow
 from tune_jobs.search import run_search
 from tune_jobs.select import Winner, select
@@ -138,6 +139,13 @@ def _run(
 ) -> RunSummary:
     with stages.stage("ray") as said:
         nodes = stack.enter_context(ray_cluster(settings.address))
+        if settings.scale_up_timeout_s:
+            nodes = stack.enter_context(room(Demand.of(settings), settings.scale_up_timeout_s, progress.say))
+        if not nodes:
+            raise SearchError(
+                "a machine with a processor was expected in the cluster. Received: none",
+                "Start workers, or let the search wait for a cluster that grows: scale_up_timeout_s.",
+            )
         said.append(f"{sum(node.cpus for node in nodes)} CPUs and {sum(node.gpus for node in nodes)} GPUs")
         said.append(f"{len(nodes)} machine{'s' if len(nodes) > 1 else ''}")
     with stages.stage("backbone") as said:

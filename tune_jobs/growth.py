@@ -1,0 +1,119 @@
+"""A cluster that grows by itself is asked for the room that a search needs, and waited for.
+
+Such a cluster may have no worker at all when the job starts. Ray's autoscaler looks at what waits to be run, but the
+search decides by the machines that are there how many threads a trial gets and where pictures are computed: so the
+machines have to come first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rayml.errors import SearchError
+from tune_jobs.cluster import Node, usable_nodes
+from tune_jobs.config import SearchSettings
+
+_POLL_S = 1.0
+# Often enough to see that the job lives, seldom enough for a log.
+_SAY_S = 30.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The trials that are to run at the same time.
+
+    Arguments:
+        cpus, gpus: what one of them takes.
+        trials: how many there are.
+    """
+
+    cpus: float
+    gpus: float
+    trials: int
+
+    @classmethod
+    def of(cls, settings: SearchSettings) -> Demand:
+        """What a search would use if it had it: every trial of the grid, or `max_concurrent` of them."""
+        trials = settings.trials if settings.max_concurrent is None else min(settings.trials, settings.max_concurrent)
+        return cls(settings.trial_cpus or 1.0, settings.trial_gpus, trials)
+
+    def places(self, nodes: Sequence[Node]) -> int:
+        """How many of the trials have a place on the machines, `trials` at most."""
+        places = 0
+        for node in nodes:
+            on_cpus = int(node.cpus / self.cpus + 1e-9)
+            places += min(on_cpus, int(node.gpus / self.gpus + 1e-9)) if self.gpus else on_cpus
+        return min(places, self.trials)
+
+    def bundles(self) -> list[dict[str, float]]:
+        """The demand in the autoscaler's words."""
+        one = {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+        return [dict(one) for _ in range(self.trials)]
+
+
+@contextmanager
+def room(demand: Demand, timeout_s: float, say: Callable[[str], None]) -> Iterator[tuple[Node, ...]]:
+    """Ask the autoscaler for room, wait for it, and keep the request up for as long as the search runs.
+
+    Arguments:
+        demand: what there should be room for.
+        timeout_s: seconds to wait; after that the search goes on in the room that is there.
+        say: told what is waited for.
+
+    Yields:
+        The machines that are there.
+
+    Raises:
+        SearchError: there was no room for a single trial in time.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=demand.bundles())
+    try:
+        yield await_room(demand, timeout_s, say)
+    finally:
+        request_resources(bundles=[])  # It would hold the machines for ever.
+
+
+def await_room(
+    demand: Demand,
+    timeout_s: float,
+    say: Callable[[str], None],
+    nodes_now: Callable[[], tuple[Node, ...]] = usable_nodes,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[Node, ...]:
+    """Wait until there is room for the whole demand, or `timeout_s` seconds have passed and there is some.
+
+    Arguments:
+        nodes_now: the machines at the moment.
+        clock, sleep: seconds.
+
+    Raises:
+        SearchError: see `room`.
+    """
+    start = clock()
+    said = -_SAY_S
+    while True:
+        nodes = nodes_now()
+        places, waited = demand.places(nodes), clock() - start
+        if places == demand.trials:
+            return nodes
+        if waited >= timeout_s:
+            break
+        if waited - said >= _SAY_S:
+            said = waited
+            say(f"ray: {places} of {demand.trials} trials have a place; waiting for the cluster to grow")
+        sleep(_POLL_S)
+    if not places:
+        received = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no machine"
+        raise SearchError(
+            f"a machine with {demand.cpus:g} CPUs and {demand.gpus:g} GPUs was expected within {timeout_s:g} s. "
+            f"Received: {received}",
+            "Look at the autoscaler's log (`ray status`), or wait longer: scale_up_timeout_s.",
+        )
+    say(f"ray: going on with {places} of {demand.trials} trials at once; the cluster has not grown further")
+    return nodes
