@@ -23,9 +23,10 @@ _LEAST_RAY_FOR_TOKENS = (2, 52, 0)
 
 def operator_faults(document: dict[str, Any]) -> list[str]:
     """Why KubeRay would refuse a RayJob or a RayService; [] where it would take it."""
-    return [*_metadata(document), *_cluster(cluster_spec(document), document["metadata"].get("annotations", {}))] + list(
-        {"RayJob": _job, "RayService": _service}[document["kind"]](document["spec"])
-    )
+    return [
+        *_metadata(document),
+        *_cluster(cluster_spec(document), document["metadata"].get("annotations", {})),
+    ] + list({"RayJob": _job, "RayService": _service}[document["kind"]](document["spec"]))
 
 
 def _metadata(document: dict[str, Any]) -> Iterator[str]:
@@ -61,7 +62,9 @@ def _cluster(spec: dict[str, Any], annotations: dict[str, str]) -> Iterator[str]
             yield f"{group['groupName']} must set minReplicas and maxReplicas without an autoscaler"
         if (least or 0) < 0 or (most or 0) < 0 or (least is not None and most is not None and least > most):
             yield f"{group['groupName']}: 0 <= minReplicas <= maxReplicas"
-    env = {variable["name"]: variable.get("value") for variable in head["template"]["spec"]["containers"][0].get("env", [])}
+    env = {
+        variable["name"]: variable.get("value") for variable in head["template"]["spec"]["containers"][0].get("env", [])
+    }
     if autoscaling and options.get("version") and "RAY_enable_autoscaler_v2" in env:
         yield "the autoscaler's version is said twice"
     if not autoscaling and env.get("RAY_enable_autoscaler_v2") in ("1", "true"):

@@ -1,0 +1,257 @@
+"""Everything that an overlay refers to is there: images, settings, claims, secrets, volumes, labels, ports, variables."""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.k8s.rendered import K8S, OVERLAYS, ROOT, Pod, cluster_spec, documents, one, pods, selects, serve_config
+from tune_jobs.config import SearchSettings, make_settings
+
+# Ray's own ports that pods do not declare (KubeRay's constant.go), and the gateway's, which Istio opens.
+UNDECLARED_PORTS = {"search": {8265, 8000, 8080}, "serve": {8265, 8000, 8080}, "gateway": {80}}
+# A secret lies in no file: the documentation makes it.
+SECRETS_BY_HAND = {"rayml-redis": {"password"}}
+KUBE_ROOT = "kube-root-ca.crt"  # Kubernetes puts it into every namespace.
+
+
+def is_pinned(image: str) -> bool:
+    """Whether an image's name ends in a digest, or in a tag that names a version."""
+    if re.search(r"@sha256:[0-9a-f]{64}$", image):
+        return True
+    _, colon, tag = image.rsplit("/", 1)[-1].partition(":")
+    return bool(colon) and re.search(r"\d+\.\d+\.\d+", tag) is not None
+
+
+@pytest.mark.parametrize("image", ["rayml", "rayml:latest", "host:5000/rayml", "rayml:3", "rayml@sha256:abc"])
+def test_a_loose_image_is_caught(image: str) -> None:
+    assert not is_pinned(image)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_are_those_that_the_dockerfile_makes(overlay: str) -> None:
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (K8S / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    for pod in pods(overlay):
+        for container in pod.spec["containers"]:
+            image = container["image"]
+            assert is_pinned(image), image
+            name, _, tag = image.partition(":")
+            if name.startswith("rayml-"):
+                assert name.removeprefix("rayml-") in targets and tag == version, image
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_is_the_one_of_the_pins(overlay: str) -> None:
+    for pins in ("all.txt", "serve.txt"):
+        (ray,) = re.findall(r"^ray==(\S+)", (ROOT / "requirements" / pins).read_text(encoding="utf-8"), re.MULTILINE)
+        for kind in ("RayJob", "RayService"):
+            assert cluster_spec(one(overlay, kind))["rayVersion"] == ray
+
+
+def missing_volumes(pod: Pod, there: set[tuple[str, str]]) -> list[str]:
+    """What is wrong with a pod's volumes and what they refer to.
+
+    Arguments:
+        there: (kind, name) of everything in the overlay.
+    """
+    found = []
+    volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
+    mounted: set[str] = set()
+    for container in pod.spec["containers"]:
+        paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+        if len(set(paths)) != len(paths):
+            found.append(f"{container['name']} mounts two volumes at one path")
+        mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
+    claimed = {name for name in mounted if name in {"data"} and pod.owner.startswith("StatefulSet/")}
+    found += [f"no volume {name}" for name in mounted - volumes.keys() - claimed]
+    found += [f"volume {name} is never mounted" for name in volumes.keys() - mounted - {"kube-api"}]
+    for name, volume in volumes.items():
+        if "persistentVolumeClaim" in volume:
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            if ("PersistentVolumeClaim", claim) not in there:
+                found.append(f"no claim {claim}")
+        elif "configMap" in volume:
+            if ("ConfigMap", volume["configMap"]["name"]) not in there:
+                found.append(f"no settings {volume['configMap']['name']}")
+        elif "projected" in volume:
+            named = [source["configMap"]["name"] for source in volume["projected"]["sources"] if "configMap" in source]
+            found += [f"no settings {other}" for other in named if other != KUBE_ROOT]
+        elif "emptyDir" not in volume:
+            found.append(f"volume {name} is of a kind that these manifests do not use")
+        elif "sizeLimit" not in volume["emptyDir"]:
+            found.append(f"volume {name} has no limit")
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_volumes_lead_somewhere(overlay: str) -> None:
+    there = {(d["kind"], d["metadata"]["name"]) for d in documents(overlay)}
+    assert {pod.owner: found for pod in pods(overlay) if (found := missing_volumes(pod, there))} == {}
+
+
+def test_a_volume_that_leads_nowhere_is_caught() -> None:
+    pod = next(pod for pod in pods("gpu") if pod.owner.endswith(" head"))
+    there = {("PersistentVolumeClaim", "rayml-shared"), ("ConfigMap", "rayml-tune")}
+    assert missing_volumes(pod, there) == []
+    assert missing_volumes(pod, set()) == ["no claim rayml-shared", "no settings rayml-tune"]
+    pod.spec["containers"][0]["volumeMounts"].append({"name": "other", "mountPath": "/tmp"})
+    assert missing_volumes(pod, there) == ["ray-head mounts two volumes at one path", "no volume other"]
+
+
+def secrets(value: Any) -> set[tuple[str, str]]:
+    """(name, key) of every secret that is referred to."""
+    if isinstance(value, dict):
+        here = {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])} if "secretKeyRef" in value else set()
+        return here.union(*map(secrets, value.values())) if value else here
+    return set().union(*map(secrets, value)) if isinstance(value, list) else set()
+
+
+def test_secrets_are_referred_to_and_made_by_hand() -> None:
+    documentation = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    for overlay in OVERLAYS:
+        assert "Secret" not in {document["kind"] for document in documents(overlay)}
+    named = secrets(documents("production"))
+    assert named == {(name, key) for name, keys in SECRETS_BY_HAND.items() for key in keys}
+    for name, key in named:
+        assert re.search(rf"create secret generic {name} .*--from-literal={key}=", documentation)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_select_something(overlay: str) -> None:
+    labels = [pod.labels for pod in pods(overlay)]
+    # The gateway's pods are made by the gateway's controller, whoever asks for predictions by somebody else.
+    outside = [{"gateway.networking.k8s.io/gateway-name": "rayml-serve-gateway"}, {"rayml/client": "true"}]
+    for document in documents(overlay):
+        spec = document.get("spec", {})
+        selectors = []
+        if document["kind"] == "NetworkPolicy":
+            selectors = [spec["podSelector"]]
+            for rule in spec.get("ingress", []) + spec.get("egress", []):
+                peers = rule.get("from", []) + rule.get("to", [])
+                selectors += [p["podSelector"] for p in peers if "podSelector" in p and "namespaceSelector" not in p]
+        elif document["kind"] in ("PodDisruptionBudget", "StatefulSet", "PodMonitor"):
+            selectors = [spec["selector"]]
+        elif document["kind"] == "Service":
+            selectors = [{"matchLabels": spec["selector"]}]
+        for selector in selectors:
+            assert any(selects(selector, one_pod) for one_pod in labels + outside), (document["metadata"], selector)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_one_of_ours(overlay: str) -> None:
+    for pod in pods(overlay):
+        assert pod.labels["app.kubernetes.io/part-of"] == "rayml", pod.owner
+        assert pod.labels["app.kubernetes.io/component"] in {"search", "serve", "redis", "photos"}, pod.owner
+    for document in documents(overlay):
+        assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "rayml", document["metadata"]
+        if document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == "rayml", document["metadata"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ports_that_are_let_in_are_open(overlay: str) -> None:
+    everyone = pods(overlay)
+    for document in documents(overlay):
+        if document["kind"] == "Service":
+            reached = [pod for pod in everyone if selects({"matchLabels": document["spec"]["selector"]}, pod.labels)]
+            names = {port["name"] for pod in reached for c in pod.spec["containers"] for port in c.get("ports", [])}
+            assert {port["targetPort"] for port in document["spec"]["ports"]} <= names
+        if document["kind"] != "NetworkPolicy":
+            continue
+        reached = [pod for pod in everyone if selects(document["spec"]["podSelector"], pod.labels)]
+        open_ports = {p["containerPort"] for pod in reached for c in pod.spec["containers"] for p in c.get("ports", [])}
+        for pod in reached:
+            open_ports |= UNDECLARED_PORTS.get(pod.labels["app.kubernetes.io/component"], set())
+        open_ports |= UNDECLARED_PORTS.get(document["metadata"]["name"], set())
+        for rule in document["spec"].get("ingress", []):
+            assert {port["port"] for port in rule.get("ports", [])} <= open_ports, document["metadata"]
+
+
+def test_the_services_port_is_the_same_everywhere() -> None:
+    for overlay in OVERLAYS:
+        port = serve_config(overlay)["http_options"]["port"]
+        for pod in pods(overlay):
+            if pod.owner.startswith("RayService/"):
+                ports = {p["name"]: p["containerPort"] for p in pod.spec["containers"][0]["ports"]}
+                assert ports["serve"] == port == 8000
+
+
+def variables(overlay: str) -> set[str]:
+    """The environment variables that the manifests set."""
+    return {v["name"] for pod in pods(overlay) for c in pod.spec["containers"] for v in c.get("env", [])}
+
+
+def known_to_ray(name: str) -> bool:
+    """Whether Ray reads a variable: Serve's stand in its constants, the core's (RAY_x) in its compiled part."""
+    import ray
+
+    constants = Path(ray.__file__).with_name("serve") / "_private" / "constants.py"
+    if f'"{name}"' in constants.read_text(encoding="utf-8"):
+        return True
+    compiled = Path(ray.__file__).with_name("_raylet.so")
+    with compiled.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return whole.find(name.removeprefix("RAY_").encode() + b"\0") >= 0
+
+
+def test_ray_reads_every_variable() -> None:
+    named = variables("production") | variables("local")
+    assert {name for name in named - {"HOME", "REDIS_PASSWORD"} if not known_to_ray(name)} == set()
+    assert not known_to_ray("RAY_SERVE_ENABLE_HAPROXI") and not known_to_ray("RAY_no_such_setting")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_job_reads_the_mounted_settings(overlay: str) -> None:
+    settings = search_settings(overlay)
+    assert settings.address == "auto"  # the cluster that the job runs in
+    head = next(pod for pod in pods(overlay) if pod.owner == "RayJob/rayml-tune head").spec
+    (shared,) = (m["mountPath"] for m in head["containers"][0]["volumeMounts"] if m["name"] == "shared")
+    for folder in (settings.data, settings.out, settings.cache):
+        assert folder is not None and folder.is_relative_to(shared)
+
+
+def search_settings(overlay: str) -> SearchSettings:
+    """What the job's entry point would read; raises for an unknown or wrong setting."""
+    job, config = one(overlay, "RayJob"), one(overlay, "ConfigMap", "rayml-tune")
+    command, option, module, path = job["spec"]["entrypoint"].split()
+    assert (command, option, module) == ("python", "-m", "tune_jobs.run") and importlib.import_module(module).main
+    head = next(pod for pod in pods(overlay) if pod.owner == "RayJob/rayml-tune head").spec
+    (mount,) = (m for m in head["containers"][0]["volumeMounts"] if m["name"] == "config")
+    assert Path(path).parent == Path(mount["mountPath"])
+    return make_settings(yaml.safe_load(config["data"][Path(path).name]), path)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_grid_fits_the_workers(overlay: str) -> None:
+    settings, cluster = search_settings(overlay), cluster_spec(one(overlay, "RayJob"))
+    (group,) = cluster["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["minReplicas"] == group["replicas"] == 0
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert settings.trial_cpus is not None and settings.max_concurrent is not None
+    trials = int(int(limits["cpu"]) // settings.trial_cpus)
+    if settings.trial_gpus:
+        trials = min(trials, int(int(limits["nvidia.com/gpu"]) // settings.trial_gpus))
+    assert settings.max_concurrent == trials * group["maxReplicas"]
+    deadline = one(overlay, "RayJob")["spec"]["activeDeadlineSeconds"]
+    assert 0 < settings.scale_up_timeout_s < deadline
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_replicas_have_places(overlay: str) -> None:
+    spec = cluster_spec(one(overlay, "RayService"))
+    (group,) = spec["workerGroupSpecs"]
+    (deployment,) = serve_config(overlay)["applications"][0]["deployments"]
+    scaling = deployment["autoscaling_config"]
+    assert deployment["max_replicas_per_node"] == 1
+    assert 2 <= scaling["min_replicas"] <= group["minReplicas"] <= group["maxReplicas"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and deployment["ray_actor_options"]["num_cpus"]
+    budget = one(overlay, "PodDisruptionBudget")["spec"]
+    assert set(budget) == {"minAvailable", "selector"} and isinstance(budget["minAvailable"], int)
+    assert 1 <= budget["minAvailable"] < group["minReplicas"]  # a node can still be drained

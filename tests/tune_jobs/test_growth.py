@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rayml.errors import SearchError
+from tests.tune_jobs import small
+from tune_jobs.cluster import Node
+from tune_jobs.growth import Demand, await_room
+
+
+def machines(*sizes: tuple[int, int]) -> tuple[Node, ...]:
+    return tuple(Node(f"node {number}", cpus, gpus) for number, (cpus, gpus) in enumerate(sizes))
+
+
+def test_what_a_search_asks_for(tmp_path: Path) -> None:
+    assert Demand.of(small.settings(tmp_path)) == Demand(1.0, 0.0, 4)  # the grid's four cells
+    changed = small.settings(tmp_path, max_concurrent=3, trial_cpus=2, trial_gpus=0.25)
+    assert Demand.of(changed) == Demand(2, 0.25, 3)
+    assert Demand.of(changed).bundles() == [{"CPU": 2, "GPU": 0.25}] * 3
+    assert Demand(1, 0, 2).bundles() == [{"CPU": 1}] * 2
+
+
+@pytest.mark.parametrize(
+    ("demand", "sizes", "places"),
+    [
+        (Demand(1, 0, 8), [], 0),
+        (Demand(1, 0, 8), [(2, 0), (2, 0)], 4),
+        (Demand(1, 0, 3), [(2, 0), (2, 0)], 3),  # never more than there are trials
+        (Demand(3, 0, 8), [(2, 0), (4, 0)], 1),  # a trial is not split over two machines
+        (Demand(1, 0.25, 8), [(8, 1)], 4),
+        (Demand(4, 0.25, 8), [(8, 1)], 2),
+        (Demand(1, 1, 8), [(8, 0)], 0),
+        (Demand(0.1, 0, 80), [(3, 0)], 30),  # 3 / 0.1 is a little less than 30
+    ],
+)
+def test_places(demand: Demand, sizes: list[tuple[int, int]], places: int) -> None:
+    assert demand.places(machines(*sizes)) == places
+
+
+class Growing:
+    """A cluster to which a machine of two processors comes every ten seconds, up to `most`, and its clock."""
+
+    def __init__(self, most: int) -> None:
+        self.now = 0.0
+        self.most = most
+        self.said: list[str] = []
+
+    def nodes(self) -> tuple[Node, ...]:
+        return machines(*[(2, 0)] * min(self.most, int(self.now / 10)))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait(self, demand: Demand, timeout_s: float) -> tuple[Node, ...]:
+        return await_room(demand, timeout_s, self.said.append, self.nodes, lambda: self.now, self.sleep)
+
+
+def test_the_search_waits_until_all_trials_have_a_place() -> None:
+    cluster = Growing(most=9)
+    assert len(cluster.wait(Demand(1, 0, 8), 900)) == 4
+    assert cluster.now == 40
+    assert cluster.said == [
+        "ray: 0 of 8 trials have a place; waiting for the cluster to grow",
+        "ray: 6 of 8 trials have a place; waiting for the cluster to grow",
+    ]
+
+
+def test_the_search_goes_on_in_the_room_that_there_is() -> None:
+    cluster = Growing(most=2)
+    assert len(cluster.wait(Demand(1, 0, 8), 60)) == 2
+    assert cluster.now == 60
+    assert cluster.said[-1] == "ray: going on with 4 of 8 trials at once; the cluster has not grown further"
+
+
+def test_no_room_at_all_is_an_error() -> None:
+    cluster = Growing(most=0)
+    with pytest.raises(SearchError) as caught:
+        cluster.wait(Demand(1, 1, 8), 60)
+    assert caught.value.message == ("a machine with 1 CPUs and 1 GPUs was expected within 60 s. Received: no machine")
+    assert "scale_up_timeout_s" in caught.value.hint
+    with pytest.raises(SearchError, match="Received: 2 CPUs and 0 GPUs"):
+        Growing(most=1).wait(Demand(1, 1, 8), 60)
+
+
+# A head without processors and a worker type of which there may be two, made by Ray's provider for tests, which starts
+# them as processes of this machine; everything else is the autoscaler (v2) that runs on Kubernetes.
+AUTOSCALING = {
+    "cluster_name": "rayml-test",
+    "max_workers": 2,
+    "idle_timeout_minutes": 5,
+    "upscaling_speed": 20.0,
+    "provider": {"type": "fake_multinode", "launch_multiple": True},
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    "head_node_type": "ray.head.default",
+    "auth": {},
+    "cluster_synced_files": [],
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
