@@ -11,6 +11,7 @@ and ask for the token there. Linux only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -67,10 +68,8 @@ class Node:
     def kill(self) -> None:
         """End everything of the node at once and without notice, as a machine that fails does."""
         for pid in (self.pid, *processes.descendants(self.pid)):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self._process.wait()
 
     def end(self) -> None:
@@ -86,7 +85,7 @@ class LocalCluster:
     """A head, started on entering, and workers; all ended on leaving.
 
     Arguments:
-        folder: an empty folder of mode 0700 with a short path (Ray's sockets lie in it) for the session, token and logs.
+        folder: an empty folder of mode 0700 for session, token and logs; with a short path, since sockets lie in it.
         head_cpus: processors that the head offers for work.
         head_arguments: more arguments of `ray start --head`.
         environment: more variables for all nodes.
@@ -221,10 +220,8 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     code = child.wait()
     for pid in processes.descendants(os.getpid()):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
     processes.end_descendants(_END_GRACE_S)
     return code
 
