@@ -1,39 +1,44 @@
 """The feature pass: every picture that the bank lacks goes through the frozen backbone once, spread over the cluster.
 
-One Ray actor a node takes all of its processors and works off chunks of pictures; the driver writes what comes back
-as shards of the bank, so that an interrupted pass keeps what it finished. Pictures are read where they are computed:
-on more than one node the folder must lie on storage that all of them see.
+Each node works with one Ray actor on all of its processors, a node with graphics processors with one for each of
+those. The driver hands out chunks of pictures; a finished chunk is a shard of the bank, so that an interrupted pass
+keeps what it finished. Where the bank lies on shared storage the workers write to it, otherwise the driver does.
+Pictures are read where they are computed: on more than one node the folder must lie where all of them see it.
+
+A worker that dies loses nothing: its chunk is done again, by itself or by others where its node is gone. A chunk that
+kills workers twice is halved until the picture that does it is alone; that one is named like any unreadable picture.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rayml.backbones import BackboneSpec
 from rayml.data import Manifest, Photo
-from rayml.engines.base import Engine
-from rayml.errors import DataError, InputError, SearchError
+from rayml.errors import DataError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone
 from rayml.images import load_pixels
-from rayml.progress import Progress
+from rayml.progress import Advance, Progress
 from tune_jobs.cluster import Node
+from tune_jobs.feature_worker import FeatureWorker, store
 
-BATCH = 8  # Pictures in one call of the engine: more is no faster on a processor and takes more memory.
-CHUNKS_A_NODE = 32  # Progress, and what an interruption may lose: a thirty-second of the pass, within
-MIN_CHUNK, MAX_CHUNK = 32, 1024  # bounds that keep shards neither tiny nor larger than the driver's memory likes.
+CHUNKS_A_WORKER = 32  # Progress, and what an interruption may lose: a thirty-second of the pass, within
+MIN_CHUNK, MAX_CHUNK = 32, 1024  # bounds that keep shards neither tiny nor
+MAX_SHARD_BYTES = 16 << 20  # larger than memory likes: the driver has a few of them at a time, however large the data.
 IN_FLIGHT = 2  # Chunks a worker has in hand, so that it never waits for the driver.
-RESTARTS = 3  # Of a worker that died; its chunk is done again.
+STARTS = 3  # Of a worker that dies before it is ready; its node is then given up.
+DEATHS_IN_A_ROW = 10  # Without any chunk finished between: then it is not the pictures.
+SAY_WAITING_AFTER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -55,65 +60,6 @@ class PassResult:
     engine: str
 
 
-class FeatureWorker:
-    """Runs on a node: pictures in, vectors out. The engine is loaded with the first call, also after a restart.
-
-    Arguments:
-        image_size_px: the side of the square that the backbone looks at.
-        threads: processors to use.
-        spec: given where a graphics processor is at hand: Keras then runs the backbone on it instead of the graph.
-    """
-
-    def __init__(self, image_size_px: int, threads: int, spec: BackboneSpec | None) -> None:
-        self._image_size_px = image_size_px
-        self._threads = threads
-        self._spec = spec
-        self._pool = ThreadPoolExecutor(threads)
-        self._engine: Engine | None = None
-
-    def _load(self, graph: Any) -> Engine:
-        import ray
-
-        from rayml.engines import load_engine
-
-        if self._engine is None and self._spec is None:
-            self._engine = load_engine(ray.get(graph), threads=self._threads, streams=self._threads)
-        elif self._engine is None and self._spec is not None:
-            from rayml.backbones import feature_model
-            from rayml.engines.tensorflow import TensorFlowEngine
-
-            self._engine = TensorFlowEngine(feature_model(self._spec))
-        assert self._engine is not None
-        return self._engine
-
-    def compute(self, graph: list[Any], paths: list[str]) -> tuple[NDArray[np.float32], dict[int, str], str]:
-        """The vectors of n pictures.
-
-        Arguments:
-            graph: holds the reference to the backbone's ONNX in Ray's object store; in a list, so that Ray hands over
-                the reference and not, with each call, a copy of the bytes.
-            paths: n files.
-
-        Returns:
-            float32 (n, D); position -> reason of those that could not be read, whose rows mean nothing; the engine.
-        """
-        engine = self._load(graph[0])
-        unreadable: dict[int, str] = {}
-
-        def run(start: int) -> NDArray[np.float32]:
-            batch = np.zeros((len(paths[start : start + BATCH]), self._image_size_px, self._image_size_px, 3), np.uint8)
-            for row, path in enumerate(paths[start : start + BATCH]):
-                try:
-                    batch[row] = load_pixels(Path(path).read_bytes(), self._image_size_px)
-                except InputError as error:
-                    unreadable[start + row] = error.message
-                except OSError as error:
-                    unreadable[start + row] = f"{error.strerror}"
-            return engine(batch)
-
-        return np.concatenate(list(self._pool.map(run, range(0, len(paths), BATCH)))), unreadable, engine.name
-
-
 def feature_pass(
     manifest: Manifest,
     backbone: FrozenBackbone,
@@ -123,6 +69,8 @@ def feature_pass(
     spec: BackboneSpec,
     skip_unreadable: bool,
     progress: Progress,
+    shared: bool = False,
+    gpus_a_worker: float = 1.0,
 ) -> PassResult:
     """Bring the bank up to date with a data set.
 
@@ -131,53 +79,29 @@ def feature_pass(
         nodes: where to compute.
         spec: what `backbone` was frozen from.
         skip_unreadable: go on without pictures that cannot be read, instead of refusing the data set.
+        shared: the bank lies where every node can write it.
+        gpus_a_worker: the share of a graphics processor that a worker takes where there are any.
 
     Raises:
         DataError: pictures that cannot be read; each of the first few is named. The other features are kept.
-        SearchError: a worker died again and again.
+        SearchError: workers die whatever they compute, or a machine computes other features.
+        RaymlError: the bank cannot be read or written.
     """
-    import ray
-
     start = time.monotonic()
     wanted = {photo.sha256: photo for photo in manifest.photos}
-    missing = [photo for digest, photo in wanted.items() if digest not in bank]
+    there = bank.has(list(wanted))
+    missing = [photo for photo, present in zip(wanted.values(), there, strict=True) if not present]
     reasons: dict[str, str] = {}  # by sha256
     engine = ""
     if missing:
-        on_gpu = any(node.gpus for node in nodes)
-        graph = [ray.put(backbone.graph())]
-        workers = _start_workers(backbone, nodes, spec if on_gpu else None)
-        try:
-            chunk = min(MAX_CHUNK, max(MIN_CHUNK, math.ceil(len(missing) / (len(workers) * CHUNKS_A_NODE))))
-            with progress.bar("features", len(missing), "photos") as advance:
-                chunks = iter([missing[at : at + chunk] for at in range(0, len(missing), chunk)])
-                running: dict[Any, tuple[Any, list[Photo]]] = {}
-
-                def submit(worker: Any, photos: list[Photo]) -> None:
-                    paths = [str(manifest.root / photo.path) for photo in photos]
-                    running[worker.compute.remote(graph, paths)] = (worker, photos)
-
-                for worker in workers * IN_FLIGHT:
-                    for photos in islice(chunks, 1):
-                        submit(worker, photos)
-                while running:
-                    done, _ = ray.wait(list(running), num_returns=1)
-                    worker, photos = running.pop(done[0])
-                    for following in islice(chunks, 1):
-                        submit(worker, following)
-                    vectors, unreadable, engine = ray.get(done[0])
-                    reasons |= {photos[row].sha256: reason for row, reason in unreadable.items()}
-                    good = [row for row in range(len(photos)) if row not in unreadable]
-                    if good:
-                        bank.write([photos[row].sha256 for row in good], vectors[good])
-                    advance(len(photos))
-        except ray.exceptions.RayActorError as error:
-            raise SearchError(
-                f"a worker of the feature pass died {RESTARTS + 1} times ({str(error).splitlines()[0]})",
-                "Is there memory enough? What it finished is kept: run the same command again.",
-            ) from None
-        for worker in workers:
-            ray.kill(worker)  # At once, since the trials wait for their processors.
+        slots = [slot for node in nodes for slot in _slots(node, gpus_a_worker)]
+        with progress.bar("features", len(missing), "photos") as advance:
+            crew = _Crew(manifest.root, backbone, bank, slots, spec, shared, progress, advance)
+            try:
+                crew.work_off(missing)
+            finally:
+                crew.dismiss()  # At once, since the trials wait for their processors.
+        reasons, engine = crew.unreadable, ", ".join(sorted(crew.engines))
     by_path = {photo.path: reasons[photo.sha256] for photo in manifest.photos if photo.sha256 in reasons}
     if by_path and not skip_unreadable:
         shown = "; ".join(f"{path} ({reason})" for path, reason in islice(by_path.items(), 5))
@@ -190,20 +114,214 @@ def feature_pass(
     return PassResult(computed, len(wanted) - len(missing), by_path, time.monotonic() - start, engine)
 
 
-def _start_workers(backbone: FrozenBackbone, nodes: Sequence[Node], spec: BackboneSpec | None) -> list[Any]:
-    """One actor a node; on nodes with graphics processors alone where a spec is given."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+@dataclass(eq=False)
+class _Chunk:
+    """Pictures to compute together, and how many workers died over them."""
 
-    worker = ray.remote(FeatureWorker)
-    return [
-        worker.options(
-            num_cpus=node.cpus,
-            num_gpus=1 if spec else 0,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
-        ).remote(backbone.image_size_px, node.cpus, spec)
-        for node in nodes
-        if node.gpus or not spec
-    ]
+    photos: list[Photo]
+    deaths: int = 0
+
+
+class _Chunks:
+    """What is still to be handed out."""
+
+    def __init__(self, photos: list[Photo], size: int) -> None:
+        self._fresh = iter(range(0, len(photos), size))
+        self._photos, self._size = photos, size
+        self._again: deque[_Chunk] = deque()
+
+    def take(self) -> _Chunk | None:
+        """The next one: fresh ones first, so that a chunk that kills workers holds up no others."""
+        for at in self._fresh:
+            return _Chunk(self._photos[at : at + self._size])
+        return self._again.popleft() if self._again else None
+
+    def give_back(self, chunk: _Chunk) -> None:
+        """It was not begun."""
+        self._again.appendleft(chunk)
+
+    def killed(self, chunk: _Chunk) -> Photo | None:
+        """A worker died over it: do it again, or in halves; the picture that did it, once it is known."""
+        chunk.deaths += 1
+        if chunk.deaths < 2:
+            self._again.append(chunk)
+        elif len(chunk.photos) == 1:
+            return chunk.photos[0]
+        else:
+            middle = len(chunk.photos) // 2
+            self._again += [_Chunk(half, deaths=1) for half in (chunk.photos[:middle], chunk.photos[middle:])]
+        return None
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A place for a worker: a node, or a share of its graphics processors.
+
+    Arguments:
+        cpus, gpus: what its worker asks Ray for.
+        starts: workers here that died before they were ready.
+        running: what its worker has been asked for, oldest first; None stands for loading the backbone.
+    """
+
+    node: Node
+    cpus: int
+    gpus: float
+    starts: int = 0
+    ready: bool = False
+    worker: Any = None
+    running: dict[Any, _Chunk | None] = field(default_factory=dict)
+
+
+def _slots(node: Node, gpus_a_worker: float) -> list[_Slot]:
+    if not node.gpus:
+        return [_Slot(node, node.cpus, 0.0)]
+    share = min(gpus_a_worker, node.gpus)
+    count = min(node.cpus, int(node.gpus / share + 1e-9))
+    return [_Slot(node, node.cpus // count, share) for _ in range(count)]
+
+
+class _Crew:
+    """The workers of one pass."""
+
+    def __init__(
+        self,
+        root: Path,
+        backbone: FrozenBackbone,
+        bank: FeatureBank,
+        slots: list[_Slot],
+        spec: BackboneSpec,
+        shared: bool,
+        progress: Progress,
+        advance: Advance,
+    ) -> None:
+        import ray
+
+        self.unreadable: dict[str, str] = {}  # sha256 -> reason
+        self.engines: set[str] = set()
+        self._root, self._backbone, self._bank, self._slots = root, backbone, bank, slots
+        self._spec, self._shared, self._progress, self._advance = spec, shared, progress, advance
+        self._left = 0
+        self._deaths_in_a_row = 0
+        pictures, expected = backbone.golden()
+        pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
+        # Once into Ray's object store, from where each node takes them once.
+        self._needed = [ray.put(needed) for needed in (backbone.graph(), pixels, expected)]
+        for slot in slots:
+            self._start(slot)
+
+    def work_off(self, photos: list[Photo]) -> None:
+        """Compute all of them."""
+        import ray
+
+        fair = max(MIN_CHUNK, math.ceil(len(photos) / (len(self._slots) * CHUNKS_A_WORKER)))
+        chunks = _Chunks(photos, max(1, min(fair, MAX_CHUNK, MAX_SHARD_BYTES // (4 * self._backbone.features))))
+        self._left = len(photos)
+        while self._left:
+            pending = {ref: slot for slot in self._slots for ref in slot.running}
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=None if self.engines else SAY_WAITING_AFTER_S)
+            if not done:
+                self._progress.say("features: waiting for the cluster to have processors free")
+                continue
+            slot = pending[done[0]]
+            if error := self._collect(slot, done[0]):
+                self._bury(slot, chunks, error)
+            for depth in range(IN_FLIGHT):  # One for each, before there is a second for any.
+                for slot in self._slots:
+                    if slot.ready and len(slot.running) <= depth and (chunk := chunks.take()):
+                        paths = [str(self._root / photo.path) for photo in chunk.photos]
+                        digests = [photo.sha256 for photo in chunk.photos]
+                        slot.running[slot.worker.compute.remote(paths, digests)] = chunk
+
+    def dismiss(self) -> None:
+        """End all workers."""
+        import ray
+
+        for slot in self._slots:
+            ray.kill(slot.worker)
+
+    def _start(self, slot: _Slot) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options = {
+            "num_cpus": slot.cpus,
+            "num_gpus": slot.gpus,
+            "max_restarts": 0,  # Ray would not say over which picture it died.
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node.node_id, soft=False),
+        }
+        spec, bank = self._spec if slot.gpus else None, self._bank if self._shared else None
+        slot.worker = (
+            ray.remote(FeatureWorker).options(**options).remote(self._backbone.image_size_px, slot.cpus, spec, bank)
+        )
+        slot.ready, slot.running = False, {slot.worker.load.remote(*self._needed): None}
+
+    def _collect(self, slot: _Slot, ref: Any) -> Exception | None:
+        """Take in what a worker answered; the error if it is dead and did not."""
+        import ray
+
+        try:
+            answer = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RaymlError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            return error
+        chunk = slot.running.pop(ref)
+        if chunk is None:
+            slot.ready = True
+            self.engines.add(answer)
+            return None
+        if answer.vectors is not None:
+            store(self._bank, [photo.sha256 for photo in chunk.photos], answer.vectors, answer.unreadable)
+        self.unreadable |= {chunk.photos[row].sha256: reason for row, reason in answer.unreadable.items()}
+        self._deaths_in_a_row = 0
+        self._done(len(chunk.photos))
+        return None
+
+    def _bury(self, slot: _Slot, chunks: _Chunks, error: Exception) -> None:
+        """A worker is dead: see to its chunks, and start another one where its node lives."""
+        import ray
+
+        lost = [chunk for ref, chunk in list(slot.running.items()) if self._collect(slot, ref)]
+        slot.running.clear()
+        ray.kill(slot.worker)
+        reason = _first_line(error)
+        if lost and lost[0] is None:
+            slot.starts += 1
+        for chunk in reversed(lost[1:]):
+            if chunk:
+                chunks.give_back(chunk)
+        alive = any(node["NodeID"] == slot.node.node_id and node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        if lost and lost[0]:
+            if not alive:
+                chunks.give_back(lost[0])
+            elif culprit := chunks.killed(lost[0]):
+                self.unreadable[culprit.sha256] = "the process that reads it dies"
+                self._done(1)
+        if alive:
+            self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
+            raise SearchError(
+                f"workers of the feature pass died {DEATHS_IN_A_ROW} times in a row ({reason})",
+                "Is there memory enough? What they finished is kept: run the same command again.",
+            )
+        if alive and slot.starts < STARTS:
+            self._progress.say(f"features: a worker died and is started again ({reason})")
+            self._start(slot)
+            return
+        self._progress.say(f"features: a machine is gone, the others go on ({reason})")
+        self._slots.remove(slot)
+        if not self._slots:
+            raise SearchError(
+                f"no machine is left for the feature pass ({reason})",
+                "What they finished is kept: run the same command again.",
+            )
+
+    def _done(self, count: int) -> None:
+        self._left -= count
+        self._advance(count)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

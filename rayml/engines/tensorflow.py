@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from rayml.engines.base import Engine, MissingPackage, is_missing
 
-# Pictures that go through the network at once: beyond it nothing gets faster on a processor, and memory grows.
-_BATCH = 32
+# Pictures that go through the network at once: beyond it nothing gets faster, and memory grows.
+_CPU_BATCH, _GPU_BATCH = 32, 128
 
 
 class TensorFlowEngine(Engine):
@@ -42,9 +42,20 @@ class TensorFlowEngine(Engine):
             raise ValueError(f"the model must be (N, size, size, 3) -> (N, outputs). Received: {takes} -> {gives}")
         self.image_size_px, self.outputs = int(takes[1]), int(gives[1])
         signature = [tf.TensorSpec((None, takes[1], takes[2], 3), tf.uint8)]
+        self._batch = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _CPU_BATCH
         self._function = tf.function(lambda images: model(images, training=False), input_signature=signature)
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
-        for start in range(0, len(images), _BATCH):
-            part = slice(start, start + _BATCH)
-            result[part] = self._function(images[part]).numpy()
+        import tensorflow as tf
+
+        start = 0
+        while start < len(images):
+            part = slice(start, start + self._batch)
+            try:
+                result[part] = self._function(images[part]).numpy()
+            except tf.errors.ResourceExhaustedError:  # The device's memory, which others may share.
+                if self._batch == 1:
+                    raise
+                self._batch = max(1, self._batch // 2)
+            else:
+                start = part.stop

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,18 @@ import psutil
 import pytest
 
 from rayml.backbones import backbone_spec
-from rayml.data import Manifest, scan_labelled
+from rayml.data import Manifest, Photo, scan_labelled
 from rayml.engines import load_engine
-from rayml.errors import DataError
+from rayml.errors import DataError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
 from rayml.images import load_pixels
 from rayml.sample import CLASSES, draw
+from tests.conftest import ROOT
 from tests.tune_jobs.small import QUIET, nodes
-from tune_jobs.features import PassResult, feature_pass
+from tune_jobs.cluster import Node
+from tune_jobs.feature_worker import Done, FeatureWorker
+from tune_jobs.features import PassResult, _Chunks, _slots, feature_pass
 
 SPEC = backbone_spec("tiny")
 LABELS = CLASSES[:3]
@@ -50,7 +57,9 @@ class Pass:
     def bank(self) -> FeatureBank:
         return FeatureBank.of(self.frozen, self.cache)
 
-    def __call__(self, manifest: Manifest, *, skip_unreadable: bool = False, progress: Any = QUIET) -> PassResult:
+    def __call__(
+        self, manifest: Manifest, *, skip_unreadable: bool = False, progress: Any = QUIET, shared: bool = False
+    ) -> PassResult:
         return feature_pass(
             manifest,
             self.frozen,
@@ -59,6 +68,7 @@ class Pass:
             spec=SPEC,
             skip_unreadable=skip_unreadable,
             progress=progress,
+            shared=shared,
         )
 
 
@@ -150,6 +160,121 @@ def name_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+DEADLY = "deadly"
+
+
+class Mortal(FeatureWorker):
+    """Dies over pictures of a certain name, as a decoder that crashes would."""
+
+    def compute(self, paths: Sequence[str], digests: Sequence[str]) -> Done:
+        if any(DEADLY in path for path in paths):
+            os._exit(1)
+        return super().compute(paths, digests)
+
+
+def test_a_picture_that_kills_its_worker_is_named(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Mortal)
+    monkeypatch.setattr("tune_jobs.features.MIN_CHUNK", 4)
+    (photos / LABELS[1] / "2.jpg").rename(photos / LABELS[1] / f"{DEADLY}.jpg")
+    manifest = scan_labelled(photos, LABELS)
+    result = run(manifest, skip_unreadable=True)
+    assert result.unreadable == {f"{LABELS[1]}/{DEADLY}.jpg": "the process that reads it dies"}
+    assert (result.computed, len(run.bank())) == (11, 11)
+
+
+class Stillborn(FeatureWorker):
+    """Dies before it is ready, as where a library is missing or memory is too small for the backbone."""
+
+    def load(self, *needed: Any) -> str:
+        os._exit(1)
+
+
+def test_workers_that_never_get_ready_end_the_pass(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Stillborn)
+    with pytest.raises(SearchError, match="no machine is left for the feature pass") as caught:
+        run(scan_labelled(photos, LABELS))
+    assert "\n" not in caught.value.message
+
+
+class Doomed(FeatureWorker):
+    """Dies over everything, as where other programs take the memory."""
+
+    def compute(self, paths: Sequence[str], digests: Sequence[str]) -> Done:
+        os._exit(1)
+
+
+def test_workers_that_always_die_end_the_pass(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Doomed)
+    monkeypatch.setattr("tune_jobs.features.DEATHS_IN_A_ROW", 3)
+    with pytest.raises(SearchError, match="died 3 times in a row") as caught:
+        run(scan_labelled(photos, LABELS))
+    assert "memory" in caught.value.hint
+
+
+class Crooked(FeatureWorker):
+    """A machine whose engine computes something else."""
+
+    def load(self, graph: bytes, pictures: Any, expected: Any) -> str:
+        return super().load(graph, pictures, expected * 1.01)
+
+
+def test_a_machine_that_computes_something_else_is_found(
+    run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Crooked)
+    with pytest.raises(SearchError, match="must come out the same on every machine"):
+        run(scan_labelled(photos, LABELS))
+    assert len(run.bank()) == 0
+
+
+def test_workers_write_to_shared_storage_themselves(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.store", None)  # The driver's.
+    result = run(scan_labelled(photos, LABELS), shared=True)
+    assert (result.computed, len(run.bank())) == (12, 12)
+
+
+def test_chunks_come_back_halved_until_one_picture_is_left() -> None:
+    pictures = [Photo(f"{number}.jpg", "x", "train", f"{number:064x}") for number in range(5)]
+    chunks = _Chunks(pictures, 4)
+    first, second = chunks.take(), chunks.take()
+    assert first is not None and second is not None and chunks.take() is None
+    assert [len(first.photos), len(second.photos)] == [4, 1]
+    chunks.give_back(second)
+    assert chunks.killed(first) is None
+    assert [chunks.take(), chunks.take()] == [second, first]
+    named = chunks.killed(first)
+    while chunk := chunks.take():
+        if pictures[2] in chunk.photos:
+            assert named is None
+            named = chunks.killed(chunk)
+    assert named == pictures[2]
+
+
+def test_slots_share_a_nodes_processors_out() -> None:
+    def shape(node: Node, share: float) -> list[tuple[int, float]]:
+        return [(slot.cpus, slot.gpus) for slot in _slots(node, share)]
+
+    assert shape(Node("a", 8, 0), 1.0) == [(8, 0.0)]
+    assert shape(Node("a", 8, 2), 1.0) == [(4, 1.0)] * 2
+    assert shape(Node("a", 8, 2), 0.5) == [(2, 0.5)] * 4
+    assert shape(Node("a", 8, 1), 0.1) == [(1, 0.1)] * 8
+    assert shape(Node("a", 1, 4), 1.0) == [(1, 1.0)]
+
+
+@pytest.mark.slow
+def test_many_nodes(frozen: FrozenBackbone, tmp_path: Path) -> None:
+    """Four nodes, one with a graphics processor that it only says it has; one node and one worker are lost."""
+    command = [sys.executable, "-m", "tests.tune_jobs.many_nodes", str(frozen.folder), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["computed"] == said["kept"] == said["photos"]
+    assert said["nodes_at_work"] == 4
+    assert said["engine"] == "openvino, tensorflow"
+    assert said["lost"] == ["node", "worker"]
+    assert said["difference"] <= 1e-5
 
 
 def test_no_worker_is_left(run: Pass, photos: Path) -> None:

@@ -1,0 +1,143 @@
+"""The process of a node that computes features: encoded pictures in, vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.backbones import BackboneSpec
+from rayml.errors import InputError, SearchError
+from rayml.features import FeatureBank
+from rayml.frozen import ENGINE_TOLERANCE
+from rayml.images import load_pixels
+
+if TYPE_CHECKING:
+    from rayml.engines.base import Engine
+
+# Pictures in one call of the engine. More is no faster on a processor, whose engines take one at a time anyway; a
+# graphics processor wants many, and the engine halves what does not fit into its memory.
+CPU_BATCH, GPU_BATCH = 8, 128
+PIXEL_BYTES = 256 << 20  # Of decoded pictures that a worker holds at most: with large ones a call gets fewer.
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker made of a chunk of n pictures.
+
+    Arguments:
+        vectors: float32 (n, D), or None where the worker wrote them into the bank.
+        unreadable: position -> reason of those without features, whose rows mean nothing.
+    """
+
+    vectors: NDArray[np.float32] | None
+    unreadable: dict[int, str]
+
+
+class FeatureWorker:
+    """A Ray actor.
+
+    Arguments:
+        image_size_px: the side of the square that the backbone looks at.
+        threads: processors to use.
+        spec: given on a graphics processor: Keras runs the backbone on it instead of an engine the graph.
+        bank: where the vectors go, or None to hand them back.
+    """
+
+    def __init__(self, image_size_px: int, threads: int, spec: BackboneSpec | None, bank: FeatureBank | None) -> None:
+        self._image_size_px, self._threads, self._spec, self._bank = image_size_px, threads, spec, bank
+        self._pool = ThreadPoolExecutor(threads)
+        fitting = PIXEL_BYTES // (threads * image_size_px * image_size_px * 3)
+        self._batch = max(1, min(GPU_BATCH if spec else CPU_BATCH, fitting))
+        self._engine: Engine | None = None
+
+    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+        """Make the backbone ready and prove that it computes here what it computes elsewhere.
+
+        Arguments:
+            graph: its ONNX.
+            pictures: uint8 (G, H, W, 3).
+            expected: the features that Keras gave for them, float32 (G, D).
+
+        Returns:
+            The engine's name.
+
+        Raises:
+            SearchError: this machine gives other features.
+            WeightsError: the weights file cannot be read from this machine.
+        """
+        from rayml.engines import load_engine
+
+        if self._spec is None:
+            engine: Engine = load_engine(graph, threads=self._threads, streams=self._threads)
+        else:
+            engine = _on_gpu(self._spec)
+        difference, scale = float(np.abs(engine(pictures) - expected).max()), float(np.abs(expected).max())
+        if not difference <= ENGINE_TOLERANCE * scale:
+            raise SearchError(
+                f"the features of known pictures must come out the same on every machine, to {ENGINE_TOLERANCE:g} of "
+                f"{scale:g}. Received: a difference of {difference:g} by {engine.name} on {_node_name()}",
+                "Are the packages and drivers of that machine those of the others?",
+            )
+        self._engine = engine
+        return engine.name
+
+    def compute(self, paths: Sequence[str], digests: Sequence[str]) -> Done:
+        """The vectors of n pictures.
+
+        Arguments:
+            paths: n files.
+            digests: their sha256, under which the vectors are kept.
+        """
+        engine = self._engine
+        assert engine is not None
+        unreadable: dict[int, str] = {}
+
+        def run(start: int) -> NDArray[np.float32]:
+            part = paths[start : start + self._batch]
+            pixels = np.zeros((len(part), self._image_size_px, self._image_size_px, 3), np.uint8)
+            for row, path in enumerate(part):
+                try:
+                    pixels[row] = load_pixels(Path(path).read_bytes(), self._image_size_px)
+                except InputError as error:
+                    unreadable[start + row] = error.message
+                except OSError as error:
+                    unreadable[start + row] = f"{error.strerror}"
+            return engine(pixels)
+
+        vectors = np.concatenate(list(self._pool.map(run, range(0, len(paths), self._batch))))
+        if self._bank is None:
+            return Done(vectors, unreadable)
+        store(self._bank, digests, vectors, unreadable)
+        return Done(None, unreadable)
+
+
+def store(bank: FeatureBank, digests: Sequence[str], vectors: NDArray[np.float32], unreadable: dict[int, str]) -> None:
+    """Write a chunk's vectors, less those of pictures that could not be read, as one shard."""
+    good = [row for row in range(len(digests)) if row not in unreadable]
+    if good:
+        bank.write([digests[row] for row in good], vectors[good])
+
+
+def _on_gpu(spec: BackboneSpec) -> Engine:
+    import tensorflow as tf
+
+    from rayml.backbones import feature_model
+    from rayml.engines.tensorflow import TensorFlowEngine
+
+    # Newer graphics processors round a float32 convolution's inputs to 10 bits by default: no longer float32.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)  # Others may share it.
+    return TensorFlowEngine(feature_model(spec))
+
+
+def _node_name() -> Any:
+    import ray
+
+    return ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
