@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rayml.storage import BucketStore, FolderStore, open_store
 BANK_VERSION = 2
 PRECISION = "float32"
 _ARRAY, _INDEX = ".npy", ".sha256"
+_COPIES_AT_ONCE = 16  # Of a bucket's objects: each waits most of its time for an answer.
 _DIGEST = np.dtype("S32")  # Compares and sorts as bytes; two of one length are never taken for each other.
 
 
@@ -47,8 +49,7 @@ class FeatureBank:
         store: where it lies, or a folder of this machine.
         features: D.
 
-    Raises:
-        RaymlError: the storage cannot be read.
+    What is there is read with the first question, so that a worker that only writes reads nothing.
     """
 
     def __init__(self, store: FolderStore | BucketStore | Path, features: int) -> None:
@@ -59,10 +60,7 @@ class FeatureBank:
         self._digests: NDArray[np.bytes_] = np.empty(0, _DIGEST)  # sorted
         self._shard_of: NDArray[np.int32] = np.empty(0, np.int32)
         self._row_of: NDArray[np.int32] = np.empty(0, np.int32)
-        sizes = self.store.sizes()
-        for index in sorted(name for name in sizes if name.endswith(_INDEX)):
-            name = index.removesuffix(_INDEX)
-            self._add(name, sizes.get(name + _ARRAY, -1), self.store.local(index, sizes[index]).read_bytes())
+        self._opened = False
 
     @classmethod
     def of(cls, backbone: FrozenBackbone, cache: Path, storage: str | None = None) -> FeatureBank:
@@ -122,7 +120,8 @@ class FeatureBank:
             self.store.put(name + _INDEX, [index])
         except RaymlError as error:
             raise RaymlError(f"features could not be written: {error.message}", error.hint) from None
-        self._add(name, len(header) + vectors.nbytes, index)
+        if self._opened:
+            self._add(name, len(header) + vectors.nbytes, index)
 
     def rows(self, digests: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The vectors of N pictures in the order asked for; shards are memory-mapped, one at a time.
@@ -141,6 +140,8 @@ class FeatureBank:
         places = self._places(_packed(digests))
         order = np.argsort(self._shard_of[places], kind="stable")
         shards = self._shard_of[places][order]
+        used = dict(self._shards[shard] for shard in np.unique(shards))
+        self._files({name + _ARRAY: size for name, size in used.items()})
         bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(order)]
         for start, end in pairwise(bounds):
             if start < end:
@@ -166,8 +167,29 @@ class FeatureBank:
             self._pending.append((len(self._shards), np.frombuffer(index, _DIGEST)))
             self._shards.append((name, size))
 
+    def _open(self) -> None:
+        """Read the indexes of the shards that are there."""
+        sizes = self.store.sizes()
+        names = sorted(name.removesuffix(_INDEX) for name in sizes if name.endswith(_INDEX))
+        for name, index in zip(
+            names, self._files({name + _INDEX: sizes[name + _INDEX] for name in names}), strict=True
+        ):
+            self._add(name, sizes.get(name + _ARRAY, -1), index.read_bytes())
+
+    def _files(self, sizes: dict[str, int]) -> list[Path]:
+        """Files of this machine for some of the store's, copied side by side where they have to be."""
+        with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
+            return list(pool.map(self.store.local, sizes, sizes.values()))
+
     def _sort(self) -> None:
-        """Take the shards that were added since the last look into the sorted index."""
+        """Take the shards that were added since the last look into the sorted index.
+
+        Raises:
+            RaymlError: the storage cannot be read.
+        """
+        if not self._opened:
+            self._open()
+            self._opened = True
         if not self._pending:
             return
         digests = np.concatenate([self._digests, *(found for _, found in self._pending)])

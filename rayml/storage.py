@@ -17,6 +17,7 @@ import fcntl
 import os
 import urllib.parse
 import uuid
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from rayml.errors import RaymlError, UsageError
 
 BUCKET_SCHEMES = ("s3", "gs")
 _COPY_BYTES = 1 << 22
+_LOCKS = 64  # Files for all names together, since one that is taken away could not be waited for.
 _FULL_HINT = "Free some space, or point --cache (or RAYML_CACHE) to another folder; finished features are kept."
 _BUCKET_HINT = "Are the address, the credentials and their rights good on this machine? What is finished is kept."
 
@@ -152,7 +154,7 @@ class BucketStore(Store):
         """See `Store`; a copy."""
         path = self.folder / name
         if not _has_size(path, size):
-            with _alone(self.folder):  # The other processes of this machine wait for the one copy.
+            with _alone(self.folder, name):  # The other processes of this machine wait for the one copy.
                 if not _has_size(path, size):
                     self._copies.put(name, self._read(name))
         return path
@@ -252,11 +254,11 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """One thread of one process of this machine at a time, for names that share a lock's file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".copying").open("wb")
+        lock = (folder / f".copying-{zlib.crc32(name.encode()) % _LOCKS}").open("wb")
     except OSError as error:
         raise RaymlError(f"{folder} could not be made: {error.strerror}", _FULL_HINT) from None
     with lock:
