@@ -27,7 +27,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --error: #ff7b72; --warning: #e3b341; --note: #9aa4af } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse } th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line) }
-th { text-align: left } td + td, th + th { text-align: right; font-variant-numeric: tabular-nums }
+th { text-align: left } td, th + th { text-align: right; font-variant-numeric: tabular-nums }
 section { margin-top: 2.5rem } h2 { margin: 0 } .error { color: var(--error) } .warning { color: var(--warning) }
 .note { color: var(--note) } article { border-top: 1px solid var(--line); padding: .7rem 0 } p { margin: .2rem 0 }
 figure { display: inline-block; margin: .4rem .8rem .4rem 0; width: 8rem; vertical-align: top }

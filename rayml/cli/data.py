@@ -68,3 +68,34 @@ def check(directory: Path, bundle: Path | None, html: Path | None, strict: bool,
             click.echo(f"Page with pictures: {html}")
     if report.count("error") or (strict and report.count("warning")):
         sys.exit(1)
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["clothing"]))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--url", help="Fetch the archive from a mirror; its files are checked all the same.")
+@click.option("--archive", metavar="FILE.zip", type=click.Path(path_type=Path), help="Use a downloaded archive.")
+@json_option
+def fetch(name: str, directory: Path, url: str | None, archive: Path | None, as_json: bool) -> None:
+    """Download the lesson's clothing photos into DIR: 3,781 of ten classes, CC0, about 110 MB.
+
+    A download that broke off goes on when the command is run again. Every file is checked before DIR is there.
+
+    \b
+    rayml data fetch clothing photos
+    rayml tune photos --out run
+    """
+    from rayml.cli.fetch import fetch_clothing
+    from rayml.clothing import COMMIT, LICENCE, PHOTOS
+    from rayml.progress import Progress
+
+    if url and archive:
+        raise click.UsageError("--url and --archive exclude each other.")
+    fetched = fetch_clothing(directory, Progress(), url=url, archive=archive)
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "fetched": fetched, "photos": PHOTOS, "commit": COMMIT}))
+    elif fetched:
+        click.echo(f"{PHOTOS} photos are in {directory}: train, validation, test; {LICENCE}. Next:")
+        click.echo(f"  rayml tune {directory} --out run")
+    else:
+        click.echo(f"{directory} holds all {PHOTOS} photos already.")
