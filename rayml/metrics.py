@@ -5,11 +5,14 @@ Letters in comments: N pictures, C classes, B bins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_Z95 = 1.959963984540054  # The normal distribution's 97.5 % point.
 
 
 class ClassScore(TypedDict):
@@ -131,15 +134,53 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
     Raises:
         ValueError: as in `cross_entropy`, or `bins` below 1.
     """
+    counts, confidence, right = reliability(probabilities, labels, bins)
+    filled = counts > 0
+    gaps = np.abs(right[filled] - confidence[filled])
+    return float((counts[filled] * gaps).sum() / counts.sum())
+
+
+def reliability(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Confidence against accuracy over bins of equal width (the diagram of DeGroot and Fienberg 1983).
+
+    Arguments:
+        probabilities: (N, C), rows that sum to 1, N >= 1.
+        labels: (N,), the true classes' positions 0..C-1.
+        bins: B, at least 1; bin b holds the pictures whose winning class has a probability in (b/B, (b+1)/B].
+
+    Returns:
+        For each bin, (B,): its pictures, their mean confidence, and the share that is right; both not a number in an
+        empty bin.
+
+    Raises:
+        ValueError: as in `cross_entropy`, or `bins` below 1.
+    """
     if bins < 1:
         raise ValueError(f"bins must be at least 1. Received: bins={bins}")
     values, truth = _checked(probabilities, labels)
     confidence = values.max(axis=-1)
-    correct = values.argmax(axis=-1) == truth
+    correct = (values.argmax(axis=-1) == truth).astype(np.float64)
     bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    # In a bin, n * |accuracy - mean confidence| is |sum of (correct - confidence)|: no division, no empty bins.
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+    counts = np.bincount(bin_of, minlength=bins)
+    filled = np.where(counts, counts, np.nan)
+    mean_confidence = np.bincount(bin_of, weights=confidence, minlength=bins) / filled
+    return counts, mean_confidence, np.bincount(bin_of, weights=correct, minlength=bins) / filled
+
+
+def wilson_interval(hits: int, of: int) -> tuple[float, float]:
+    """Where a share lies with 95 % confidence, given `hits` of `of` (Wilson 1927; good also for few and for extremes).
+
+    Raises:
+        ValueError: not 0 <= hits <= of, or of = 0.
+    """
+    if not 0 <= hits <= of or not of:
+        raise ValueError(f"hits must be 0 to of, and of at least 1. Received: {hits} of {of}")
+    square = _Z95**2
+    middle = (hits + square / 2) / (of + square)
+    reach = _Z95 / (of + square) * math.sqrt(hits * (of - hits) / of + square / 4)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

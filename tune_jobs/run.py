@@ -35,6 +35,7 @@ from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, l
 from rayml.graph import attach_head
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
+from rayml.report import keep_report
 from rayml.training import TrainingData
 from tune_jobs.cluster import on_this_node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
@@ -117,7 +118,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
     try:
         with ExitStack() as stack:
-            return _run(settings, spec, manifest, run, cache, stages, stack, progress)
+            summary = _run(settings, spec, manifest, run, cache, stages, stack, progress)
     except BaseException as error:
         if not (run / "history.csv").exists():  # Nothing was learned yet.
             shutil.rmtree(run)
@@ -125,6 +126,9 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             _write_json(run / "run.json", {**json.loads((run / "run.json").read_text()), "status": ended})
         raise
+    with stages.stage("report") as said:
+        said.append(str(keep_report(run, settings.data)))
+    return summary
 
 
 def _run(

@@ -9,6 +9,7 @@ import click
 from rayml.cli.data import data
 from rayml.cli.demo import demo
 from rayml.cli.model import evaluate, predict, verify
+from rayml.cli.report import report
 from rayml.cli.serve import serve
 from rayml.cli.tune import tune
 from rayml.errors import RaymlError
@@ -29,7 +30,7 @@ def rayml() -> None:
     """
 
 
-for command in (demo, data, tune, evaluate, verify, predict, serve):
+for command in (demo, data, tune, report, evaluate, verify, predict, serve):
     rayml.add_command(command)
 
 

@@ -20,6 +20,7 @@ from rayml import cli
 from rayml.bundle import write_bundle
 from rayml.sample import CLASSES, draw, write_sample
 from tests.rayml import small
+from tests.rayml.report import made
 
 GRID = ("--backbone", "tiny", "--size-inner", "4", "--learning-rate", "0.01", "--epochs", "1", "--grace-period", "1")
 
@@ -273,6 +274,22 @@ def test_a_server_that_is_down(tmp_path: Path, run: Any) -> None:
     assert_refused(run("predict", image, "--server", url, "--bundle", "x"), 2, "Received: both")
 
 
+# --- the report
+
+
+def test_the_report_of_a_run(tmp_path: Path, run: Any) -> None:
+    folder = made.finished(tmp_path / "run", made.photos(tmp_path / "photos"))
+    done = run("report", folder, "--data", tmp_path / "photos", "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Wrote {tmp_path / 'page.html'} (")
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text()
+    done = run("report", folder, "--watch")
+    assert (done.returncode, done.stderr) == (0, f"{folder / 'report.html'}: finished\n")
+    assert_refused(run("report", tmp_path / "none"), 2, "RUN must be the folder of a search")
+    assert_refused(run("report", tmp_path / "photos"), 2, "holds no run.json", "--watch waits for it")
+    assert_refused(run("report", folder, "--out", tmp_path / "no" / "page.html"), 2, "--out must be a file")
+
+
 # --- data, help and how it is called
 
 
@@ -288,7 +305,19 @@ def test_the_sample(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["tune"], ["evaluate"], ["verify"], ["predict"], ["serve"], ["demo"], ["data"], ["data", "sample"]]
+    "command",
+    [
+        [],
+        ["tune"],
+        ["report"],
+        ["evaluate"],
+        ["verify"],
+        ["predict"],
+        ["serve"],
+        ["demo"],
+        ["data"],
+        ["data", "sample"],
+    ],
 )
 def test_help_of_every_command(command: list[str]) -> None:
     result: Result = CliRunner().invoke(cli.rayml, [*command, "--help"])

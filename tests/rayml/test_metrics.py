@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from rayml.metrics import accuracy, confusion, cross_entropy, expected_calibration_error, per_class, softmax
+from rayml.metrics import (
+    accuracy,
+    confusion,
+    cross_entropy,
+    expected_calibration_error,
+    per_class,
+    reliability,
+    softmax,
+    wilson_interval,
+)
 
 
 def test_softmax_of_known_odds() -> None:
@@ -55,6 +64,29 @@ def test_calibration_error_by_hand() -> None:
     # Bin (0.5, 0.6]: two at 0.6, one right: |1 - 1.2| / 4. Bin (0.9, 1]: two at 0.95, both right: |2 - 1.9| / 4.
     shares = [[0.6, 0.4], [0.6, 0.4], [0.05, 0.95], [0.95, 0.05]]
     assert expected_calibration_error(shares, [0, 1, 1, 0], bins=10) == pytest.approx((0.2 + 0.1) / 4)
+
+
+def test_reliability_by_hand() -> None:
+    shares = [[0.6, 0.4], [0.6, 0.4], [0.05, 0.95], [0.95, 0.05], [0.0, 1.0]]
+    counts, confidence, right = reliability(shares, [0, 1, 1, 0, 0], bins=10)
+    assert counts.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 0, 3]
+    assert (confidence[5], right[5]) == (pytest.approx(0.6), 0.5)
+    assert (confidence[9], right[9]) == (pytest.approx(2.9 / 3), pytest.approx(2 / 3))
+    assert np.isnan(confidence[[0, 8]]).all() and np.isnan(right[[0, 8]]).all()
+
+
+@pytest.mark.parametrize(("hits", "of"), [(0, 1), (1, 1), (0, 20), (7, 9), (301, 341), (341, 341)])
+def test_the_interval_is_scipys(hits: int, of: int) -> None:
+    from scipy.stats import binomtest
+
+    expected = binomtest(hits, of).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, of) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "of"), [(0, 0), (-1, 3), (4, 3)])
+def test_an_interval_of_nothing(hits: int, of: int) -> None:
+    with pytest.raises(ValueError, match="hits must be 0 to of"):
+        wilson_interval(hits, of)
 
 
 def test_calibration_error_at_its_ends() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from rayml.features import FeatureBank
 from rayml.frozen import frozen_folder, load_frozen
 from rayml.predictions import Predictions
 from rayml.predictor import Predictor
+from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, settings
 from tune_jobs.run import RunSummary, run_tune
@@ -46,7 +48,16 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_what_lies_in_run(summary: RunSummary) -> None:
     names = sorted(path.name for path in summary.run.iterdir())
-    assert names == ["best", "history.csv", "predictions.csv", "ray", "run.json", "trials.csv"]
+    assert names == [
+        "best",
+        "history.csv",
+        "pictures",
+        "predictions.csv",
+        "ray",
+        "report.html",
+        "run.json",
+        "trials.csv",
+    ]
     trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
     assert len(trials) == len(summary.trials) == 4
     assert len(history) == sum(int(trial["epochs"]) for trial in trials) == 12
@@ -92,6 +103,19 @@ def test_the_bundle_scores_exactly_what_the_table_says(summary: RunSummary, fold
     assert figures["accuracy"] == summary.best.val_accuracy
     assert figures["loss"] == pytest.approx(summary.best.val_loss, rel=1e-4)
     assert figures["accuracy"] > 0.4  # three epochs on 120 drawings; a trivial rule has 0.1
+
+
+def test_the_report_reads_what_the_search_wrote(summary: RunSummary) -> None:
+    found = read_run(summary.run)
+    cells = [(trial.trial_id, trial.size_inner, trial.learning_rate, len(trial.epochs)) for trial in found.trials]
+    assert cells == [(trial.trial_id, trial.size_inner, trial.learning_rate, trial.epochs) for trial in summary.trials]
+    # Before trials.csv is there, a trial's cell follows from its number.
+    grid = itertools.product(found.record["settings"]["size_inner"], found.record["settings"]["learning_rate"])
+    assert [cell[1:3] for cell in cells] == list(grid)
+    assert found.leader is not None and found.leader.trial_id == summary.best.trial_id
+    text = (summary.run / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg;base64,") >= 12
+    assert f"{summary.best.val_accuracy:.4f}" in text
 
 
 def test_what_was_answered_on_each_validation_photo(summary: RunSummary, folder: Path) -> None:

@@ -1,0 +1,214 @@
+"""What the page says, as plain values: sentences, tables and the choice of photos. No HTML, no plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.evaluation import scores
+from rayml.metrics import wilson_interval
+from rayml.predictions import Predictions
+from rayml.report.run import Run, Trial
+
+MAX_MATRIX_CLASSES = 40  # A larger matrix cannot be read; the classes taken for each other most often can.
+MAX_TABLE_CLASSES = 300
+MAX_PAIRS = 12
+STAGES = {
+    "data": "reading and hashing the photos",
+    "ray": "starting Ray",
+    "backbone": "freezing the backbone",
+    "features": "feature pass over the photos",
+    "search": "trials",
+    "bundle": "choosing, exporting and sealing the bundle",
+}
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """A trial's place in the heat map; `share` 0..1 from the worst trial's accuracy to the best one's."""
+
+    trial: Trial
+    accuracy: float | None
+    share: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The heat map: a row for each size, a column for each rate; a missing cell is None."""
+
+    sizes: tuple[int, ...]
+    rates: tuple[float, ...]
+    rows: tuple[tuple[GridCell | None, ...], ...]
+    lowest: float
+    highest: float
+
+
+def grid(run: Run) -> Grid:
+    """Best validation accuracy by size and learning rate."""
+    sizes = tuple(sorted({trial.size_inner for trial in run.trials}))
+    rates = tuple(sorted({trial.learning_rate for trial in run.trials}))
+    reached = [trial.best.val_accuracy for trial in run.trials if trial.best]
+    low, high = min(reached, default=0.0), max(reached, default=0.0)
+    leader = run.leader
+
+    def cell(size: int, rate: float) -> GridCell | None:
+        here = [trial for trial in run.trials if (trial.size_inner, trial.learning_rate) == (size, rate)]
+        if not here:
+            return None
+        trial = max(here, key=lambda trial: trial.best.val_accuracy if trial.best else -1.0)
+        accuracy = trial.best.val_accuracy if trial.best else None
+        share = (accuracy - low) / (high - low) if accuracy is not None and high > low else 1.0
+        return GridCell(trial, accuracy, share, leader is not None and trial.trial_id == leader.trial_id)
+
+    rows = tuple(tuple(cell(size, rate) for rate in rates) for size in sizes)
+    return Grid(sizes, rates, rows, low, high)
+
+
+def status_words(trial: Trial) -> str:
+    """A trial's state in a few words."""
+    done = len(trial.epochs)
+    epochs = f"{done} epoch{'' if done == 1 else 's'}"
+    return {
+        "finished": epochs,
+        "stopped": f"stopped at {done}",
+        "failed": f"failed at {done}",
+        "running": f"{epochs} so far",
+        "waiting": "waiting",
+    }.get(trial.status, f"{trial.status}, {epochs}")
+
+
+def baseline(run: Run) -> float | None:
+    """What answering with the largest class alone would score on validation."""
+    counts = counts_by_split(run).get("validation", {})
+    total = sum(counts.values())
+    return max(counts.values()) / total if total else None
+
+
+def counts_by_split(run: Run) -> dict[str, dict[str, int]]:
+    """Photos by split and class, as run.json has them."""
+    counts = run.record.get("data", {}).get("counts", {})
+    return {str(split): {str(k): int(v) for k, v in by_class.items()} for split, by_class in counts.items()}
+
+
+def validation_photos(run: Run) -> int:
+    """How many photos the accuracies are of."""
+    if run.predictions is not None:
+        return len(run.predictions.labels)
+    return sum(counts_by_split(run).get("validation", {}).values())
+
+
+def reasons(run: Run) -> list[str]:
+    """Why the leader leads, in sentences."""
+    leader, photos = run.leader, validation_photos(run)
+    if leader is None or leader.best is None or not photos:
+        return []
+    best, hits = leader.best, round(leader.best.val_accuracy * photos)
+    low, high = wilson_interval(hits, photos)
+    others = [trial for trial in run.trials if trial.best and trial is not leader and trial.status != "failed"]
+    said = [
+        f"Trial {leader.trial_id} (size_inner {leader.size_inner}, learning rate {leader.learning_rate:g}) had "
+        f"{hits} of {photos} validation photos right after epoch {best.number}: {best.val_accuracy:.4f}."
+    ]
+    if others:
+        second = min(others, key=lambda trial: -_accuracy(trial))
+        gap = hits - round(_accuracy(second) * photos)
+        name = f"trial {second.trial_id} (size_inner {second.size_inner}, learning rate {second.learning_rate:g})"
+        if gap:
+            said.append(f"The next best, {name}, had {gap} fewer right.")
+        else:
+            said.append(f"The next best, {name}, had as many right; the lower validation loss decided.")
+        near = sum(_accuracy(trial) >= low for trial in others)
+        said.append(
+            f"On {photos} photos such an accuracy is known to {low:.3f} - {high:.3f} (95 % interval), within which "
+            f"{near} of the {len(others)} other trials lie as well: a smaller one of them may be as good."
+            if near
+            else f"On {photos} photos such an accuracy is known to {low:.3f} - {high:.3f} (95 % interval); no other "
+            "trial comes near it."
+        )
+    last = leader.epochs[-1]
+    if run.over and last.number > best.number:
+        said.append(
+            f"The weights are those after epoch {best.number}, not those after the last one, {last.number}, which had "
+            f"{last.val_accuracy:.4f}."
+        )
+    said.append(
+        "Trial and epoch were chosen by these very photos, so expect a little less on new ones. Running "
+        "rayml evaluate on photos that took no part tells how much."
+    )
+    return said
+
+
+def _accuracy(trial: Trial) -> float:
+    return trial.best.val_accuracy if trial.best else -1.0
+
+
+def metrics(run: Run) -> Mapping[str, Any]:
+    """What `rayml.evaluation.scores` says of the winner: from its answers, else as the bundle recorded it."""
+    if run.predictions is not None and run.bundle is not None:
+        found = run.predictions
+        return scores(found.logits, found.labels, found.classes, run.bundle.temperature)
+    return run.bundle.metrics if run.bundle is not None else {}
+
+
+def classes_table(figures: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
+    """(class, precision, recall, photos) of each class, those of lowest recall first."""
+    rows = [(name, row["precision"], row["recall"], row["n"]) for name, row in figures.get("per_class", {}).items()]
+    return sorted(rows, key=lambda row: (row[2], row[1]))
+
+
+def confused_pairs(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
+    """(true class, answer, photos, share of the true class), the most frequent mistakes first."""
+    seen = matrix.sum(axis=1)
+    wrong = [
+        (classes[i], classes[j], int(matrix[i, j]), float(matrix[i, j] / seen[i]))
+        for i, j in zip(*np.nonzero(matrix), strict=True)
+        if i != j
+    ]
+    return sorted(wrong, key=lambda pair: (-pair[2], -pair[3], pair[:2]))[:MAX_PAIRS]
+
+
+@dataclass(frozen=True)
+class ChosenPhoto:
+    """A photo that the page shows, and what the winner said about it."""
+
+    path: str
+    sha256: str
+    label: str
+    answer: str
+    confidence: float
+    label_probability: float
+
+
+def worst_mistakes(found: Predictions, temperature: float, count: int) -> list[ChosenPhoto]:
+    """The wrong answers that the winner was surest of."""
+    shares = found.probabilities(temperature)
+    wrong = np.flatnonzero(shares.argmax(axis=1) != found.labels)
+    return _chosen(found, shares, wrong[np.argsort(-shares[wrong].max(axis=1), kind="stable")][:count])
+
+
+def least_sure(found: Predictions, temperature: float, count: int) -> list[ChosenPhoto]:
+    """The answers, right or wrong, that the winner was least sure of."""
+    shares = found.probabilities(temperature)
+    return _chosen(found, shares, np.argsort(shares.max(axis=1), kind="stable")[:count])
+
+
+def _chosen(found: Predictions, shares: NDArray[np.float32], places: NDArray[np.int64]) -> list[ChosenPhoto]:
+    chosen = []
+    for i in map(int, places):
+        label, answer = int(found.labels[i]), int(shares[i].argmax())
+        chosen.append(
+            ChosenPhoto(
+                path=found.paths[i],
+                sha256=found.sha256[i],
+                label=found.classes[label],
+                answer=found.classes[answer],
+                confidence=float(shares[i, answer]),
+                label_probability=float(shares[i, label]),
+            )
+        )
+    return chosen

@@ -1,0 +1,219 @@
+"""A run's folder as it is on disk: finished, interrupted, or still searching."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayml.bundle_json import MAX_JSON_BYTES, RECORD, Record
+from rayml.errors import DataError, UsageError
+from rayml.predictions import PREDICTIONS_FILE, Predictions
+
+RUNNING, WAITING = "running", "waiting"
+_STATUS = {"stop": "stopped", "finish": "finished", "fail": "failed"}  # decisions of the ledger that end a trial
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of a trial gave: losses in nats, accuracies in 0..1."""
+
+    number: int
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of the grid.
+
+    Arguments:
+        trial_id: its number in the grid, five digits.
+        size_inner, learning_rate: its cell.
+        status: `finished`, `stopped`, `failed`, or, while the search goes on, `running` or `waiting`.
+        epochs: its epochs so far, by number.
+        reason: why it was stopped, in the ledger's words; "" where nothing is recorded.
+    """
+
+    trial_id: str
+    size_inner: int
+    learning_rate: float
+    status: str
+    epochs: tuple[Epoch, ...]
+    reason: str
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch of highest validation accuracy, the earlier one where two are equal."""
+        return max(self.epochs, key=lambda epoch: (epoch.val_accuracy, -epoch.number), default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run's folder holds.
+
+    Arguments:
+        folder: RUN.
+        record: run.json.
+        trials: every cell of the grid, in its order.
+        bundle: what RUN/best says of itself, None before there is a winner.
+        predictions: the winner's answers on the validation photos, None before there is one.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    bundle: Record | None
+    predictions: Predictions | None
+
+    @property
+    def status(self) -> str:
+        """`searching`, `finished`, `failed` or `interrupted`; `starting` before there is a run.json."""
+        return str(self.record.get("status", "starting"))
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.status not in ("starting", "searching")
+
+    @property
+    def leader(self) -> Trial | None:
+        """The winner; before there is one, the trial that leads."""
+        chosen = _mapping(self.record, "best").get("trial_id")
+        candidates = [trial for trial in self.trials if trial.best and trial.status != "failed"]
+        if chosen is not None:
+            candidates = [trial for trial in candidates if trial.trial_id == chosen] or candidates
+        return min(candidates, key=_rank, default=None)
+
+
+def _rank(trial: Trial) -> tuple[float, float, str]:
+    """As the search ranks: highest accuracy, then lowest loss, then first in the grid."""
+    best = trial.best
+    assert best is not None
+    return -best.val_accuracy, best.val_loss, trial.trial_id
+
+
+def read_run(folder: Path) -> Run:
+    """Read RUN.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: something in it is not what a search writes; the message names it.
+        BundleError: RUN/best/bundle.json is damaged.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"RUN must be the folder of a search. Received: {folder}, which is not there")
+    record = _read_record(folder / "run.json")
+    settings = _mapping(record, "settings")
+    history = _read_history(folder / "history.csv")
+    endings = _read_ledger(folder / "ledger.jsonl")
+    rows = {row["trial_id"]: row for row in _rows(folder / "trials.csv")}
+    cells = list(itertools.product(settings.get("size_inner") or (), settings.get("learning_rate") or ()))
+    try:
+        numbers = sorted({f"{i:05d}" for i in range(len(cells))} | set(rows) | set(history))
+        trials = []
+        for number in numbers:
+            row = rows.get(number)
+            size, rate = (row["size_inner"], row["learning_rate"]) if row else cells[int(number)]
+            epochs = history.get(number, ())
+            status, reason = endings.get(number, (RUNNING if epochs else WAITING, ""))
+            trials.append(Trial(number, int(size), float(rate), row["status"] if row else status, epochs, reason))
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise _damaged(folder / "trials.csv", error) from None
+    best = folder / str(record.get("bundle", "best")) / RECORD
+    predictions = folder / PREDICTIONS_FILE
+    return Run(
+        folder=folder,
+        record=record,
+        trials=tuple(trials),
+        bundle=Record.from_json(_read_bytes(best)) if best.exists() else None,
+        predictions=Predictions.read(predictions) if predictions.exists() else None,
+    )
+
+
+def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = record.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _read_record(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(_read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(record, dict):
+        raise _damaged(path, f"a {type(record).__name__}")
+    return record
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise _damaged(path, error.strerror) from None
+    if len(data) > MAX_JSON_BYTES:
+        raise _damaged(path, f"more than {MAX_JSON_BYTES} bytes")
+    return data
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file; one that is cut off at the end of the file is still being written and left out."""
+    if not path.exists():
+        return
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            text = file.read()
+        yield from csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_history(path: Path) -> dict[str, tuple[Epoch, ...]]:
+    """trial_id -> its epochs. An epoch that was done again after an interruption counts as it came last."""
+    found: dict[str, dict[int, Epoch]] = {}
+    try:
+        for row in _rows(path):
+            values = (float(row[name]) for name in ("loss", "accuracy", "val_loss", "val_accuracy"))
+            epoch = Epoch(int(row["epoch"]), *values)
+            if math.isfinite(epoch.val_accuracy):
+                found.setdefault(row["trial_id"], {})[epoch.number] = epoch
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+    return {number: tuple(epochs[i] for i in sorted(epochs)) for number, epochs in found.items()}
+
+
+def _read_ledger(path: Path) -> dict[str, tuple[str, str]]:
+    """trial_id -> the status that its end gave it, and the reason. Lines that are not whole are left out.
+
+    A line cut short is still being written, or a full disk cut it; a resumed search leaves it out in the same way.
+    """
+    endings: dict[str, tuple[str, str]] = {}
+    if not path.exists():
+        return endings
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise _damaged(path, error) from None
+    for line in lines:
+        try:
+            decision = json.loads(line)
+            status = _STATUS.get(decision["decision"])
+            if status:
+                endings[str(decision["trial"])] = status, str(decision["reason"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return endings
+
+
+def _damaged(path: Path, received: object) -> DataError:
+    return DataError(f"{path} must be what a search wrote. Received: {received!s:.200}")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayml.errors import BundleError, DataError, UsageError
+from rayml.report.run import read_run
+from tests.rayml.report import made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return made.finished(tmp_path / "run", made.photos(tmp_path / "photos"))
+
+
+def test_a_finished_run(run: Path) -> None:
+    found = read_run(run)
+    assert found.over and found.status == "finished"
+    assert [(t.trial_id, t.size_inner, t.learning_rate, t.status, len(t.epochs)) for t in found.trials] == [
+        ("00000", 4, 0.001, "finished", 3),
+        ("00001", 4, 0.01, "finished", 3),
+        ("00002", 8, 0.001, "finished", 3),
+        ("00003", 8, 0.01, "stopped", 2),
+    ]
+    assert [t.reason for t in found.trials] == ["", "", "", made.REASON]
+    assert found.leader is found.trials[2]
+    assert found.leader.best is not None
+    assert (found.leader.best.number, found.leader.best.val_accuracy) == (2, 0.75)
+    assert found.bundle is not None and found.predictions is not None
+
+
+def test_a_run_at_work_is_read_from_what_there_is(tmp_path: Path) -> None:
+    run = made.searching(tmp_path / "run", {"00001": (0.4, 0.6), "00002": (0.6,), "00003": ()})
+    (run / "ledger.jsonl").write_text('{"trial": "00001", "decision": "stop", "reason": "below"}\n{"trial": "000')
+    with (run / "history.csv").open("a") as file:
+        file.write("00003,1,1.5,0.3")  # A line that is being written.
+    found = read_run(run)
+    assert not found.over
+    cells = [(t.size_inner, t.learning_rate, t.status, t.reason) for t in found.trials]
+    assert cells == [
+        (4, 0.001, "waiting", ""),
+        (4, 0.01, "stopped", "below"),
+        (8, 0.001, "running", ""),
+        (8, 0.01, "waiting", ""),
+    ]
+    assert found.leader is found.trials[1]  # Of two that are equal the first in the grid.
+
+
+def test_equal_accuracy_is_decided_by_loss_then_by_order(tmp_path: Path) -> None:
+    run = made.searching(tmp_path / "run", {})
+    rows = ["trial_id,epoch,loss,accuracy,val_loss,val_accuracy,seconds"]
+    rows += ["00000,1,1,0.5,0.9,0.5,1", "00001,1,1,0.5,0.8,0.5,1", "00002,1,1,0.5,0.8,0.5,1"]
+    (run / "history.csv").write_text("\n".join(rows) + "\n")
+    found = read_run(run)
+    assert found.leader is not None and found.leader.trial_id == "00001"
+
+
+def test_an_epoch_done_again_counts_once(tmp_path: Path) -> None:
+    run = made.searching(tmp_path / "run", {"00000": (0.4, 0.6)})
+    with (run / "history.csv").open("a") as file:
+        file.write("00000,2,1,0.5,0.8,0.7,2\n00000,3,1,0.5,0.8,nan,2\n")
+    assert [(e.number, e.val_accuracy) for e in read_run(run).trials[0].epochs] == [(1, 0.4), (2, 0.7)]
+
+
+def test_an_empty_folder_is_a_search_that_has_not_begun(tmp_path: Path) -> None:
+    found = read_run(tmp_path)
+    assert (found.status, found.over, found.trials, found.leader) == ("starting", False, (), None)
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="which is not there"):
+        read_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[1]"),
+        ("run.json", "[" * 100_000),
+        ("history.csv", "trial_id,epoch\n00000,1\n"),
+        ("history.csv", "trial_id,epoch,loss,accuracy,val_loss,val_accuracy\n00000,one,1,1,1,1\n"),
+        ("trials.csv", "trial_id,size_inner,learning_rate,status\n00000,many,1,finished\n"),
+        ("trials.csv", "trial_id\n00000\n"),
+        ("predictions.csv", "path\n"),
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+    with pytest.raises(DataError, match=name) as caught:
+        read_run(run)
+    assert "\n" not in caught.value.message and len(caught.value.message) < 600
+
+
+def test_a_trial_outside_of_the_grid_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"trials\.csv"):
+        read_run(made.searching(tmp_path / "run", {"00009": (0.4,)}))
+
+
+def test_a_damaged_bundle_is_refused(run: Path) -> None:
+    (run / "best" / "bundle.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(BundleError, match="format 1 was expected"):
+        read_run(run)
