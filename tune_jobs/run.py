@@ -127,7 +127,10 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             _write_json(run / "run.json", {**json.loads((run / "run.json").read_text()), "status": ended})
         raise
     with stages.stage("report") as said:
-        said.append(str(keep_report(run, settings.data)))
+        try:
+            said.append(str(keep_report(run, settings.data)))
+        except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
+            said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
     return summary
 
 
