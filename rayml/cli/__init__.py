@@ -8,6 +8,7 @@ import click
 
 from rayml.cli.data import data
 from rayml.cli.demo import demo
+from rayml.cli.doctor import doctor
 from rayml.cli.model import evaluate, predict, verify
 from rayml.cli.report import report
 from rayml.cli.serve import serve
@@ -30,7 +31,7 @@ def rayml() -> None:
     """
 
 
-for command in (demo, data, tune, report, evaluate, verify, predict, serve):
+for command in (demo, data, tune, report, evaluate, verify, predict, serve, doctor):
     rayml.add_command(command)
 
 

@@ -1,0 +1,121 @@
+"""`rayml doctor`: what it finds on a machine that works, and on one where something was broken."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rayml.cli import machine
+from rayml.cli.doctor import doctor
+from rayml.cli.machine import Check
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(doctor, [str(argument) for argument in arguments])
+
+
+def checks(result: Result) -> dict[str, dict[str, Any]]:
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    done = run("--json", "--cache", tmp_path / "cache", "--port", str(free_port()))
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["ok"] is True
+    found = checks(done)
+    assert found["engine openvino"]["detail"] == found["engine onnxruntime"]["detail"] == "computes what it should"
+    assert found["packages"]["status"] == found["packages [tune]"]["status"] == "ok"
+    assert "HAProxy version" in found["haproxy"]["detail"]
+    assert "nothing cached yet" in found["disk, cache"]["detail"]
+    assert set(next(iter(found.values()))) == {"name", "status", "detail", "hint"}
+    assert not (tmp_path / "cache").exists()  # Looking makes nothing.
+
+
+def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Check("python", "ok", "3.11"), Check("memory", "warning", "little", "Get more.")]
+    monkeypatch.setattr(machine, "examine", lambda *_: rows)
+    done = run()
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "ok       python  3.11",
+        "warning  memory  little",
+        "                 Get more.",
+        "Nothing is broken.",
+    ]
+    rows.append(Check("ray", "error", "gone"))
+    done = run()
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "1 of 3 checks failed.")
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    done = run("--json", "--address", f"127.0.0.1:{free_port()}")
+    assert done.exit_code == 1
+    assert "no Ray answers at --address" in checks(done)["ray"]["detail"]
+
+
+def test_a_cluster(ray_cluster: str) -> None:
+    check = machine._cluster(ray_cluster)
+    assert (check.status, check.detail) == ("ok", f"{ray_cluster}: 1 nodes, 2 CPUs, 0 GPUs")
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert machine._port(taken.getsockname()[1]).status == "warning"
+
+
+def test_an_engine_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_engine_error", lambda name: 2.0 if name == "openvino" else 1 / 0)
+    wrong, broken, none = machine._engines()
+    assert wrong.detail == "computes wrong sums, by 2"
+    assert broken.detail == "does not run: division by zero"
+    assert (none.status, none.detail) == ("error", "none works")
+
+
+def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_PARTS", {"": ("numpy", "no-such-package"), "tune": ("no-such-package",)})
+    base, tune = machine._packages()
+    assert base.status == "error" and base.detail.endswith("; not installed: no-such-package")
+    assert (tune.status, tune.hint) == ("warning", 'pip install "rayml[tune]"')
+
+
+def test_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"cpu.max": "50000 100000\n", "memory.max": f"{2**30}\n", "memory.current": f"{2**29}\n"}
+    monkeypatch.setattr(machine, "_cgroup", files.__getitem__)
+    assert machine._cores().detail.endswith("but 0.5 by this container's quota")
+    assert (machine._memory().status, machine._memory().detail) == ("warning", "0.5 GiB free of 1.0 GiB")
+    monkeypatch.setattr(machine, "_cgroup", {"cpu.max": "max 100000\n", "memory.max": "max\n"}.__getitem__)
+    assert machine._cores().status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"), [("echo 'H100, 80 GB, 555'", "H100, 80 GB, 555"), ("echo broken; exit 9", "broken")]
+)
+def test_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    check = machine._gpus()
+    assert words in check.detail and (check.status == "warning") is ("exit" in body)
+
+
+def test_a_disk_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
+    found = {check.name: check.status for check in machine._disks({"cache": tmp_path, "this folder": tmp_path})}
+    assert found == {"disk, cache": "error", "disk, this folder": "warning"}
