@@ -29,6 +29,9 @@ class RequestLimits:
         max_buffered_bytes: bodies that a replica holds at once, altogether; the next ones are answered 503.
         deadline_s: seconds from a request's arrival to its answer, its body and what it fetches included, counted by
             the replica itself; no header of a client moves it.
+        fetch_deadline_s: seconds of it that fetching pictures by URL may take.
+        max_fetches: URLs that a replica fetches at once, and that one request may name: slow origins hold these places
+            and no others.
         max_in_flight: requests that one replica holds at once; the next ones are answered 503 at once. 64 is less
             than a second of work for a MobileNet on two cores, so waiting stays shorter than a client's patience.
         retry_after_s: whole seconds that a refused client is asked to wait.
@@ -43,6 +46,8 @@ class RequestLimits:
     max_json_values: int = 2_000_000
     max_buffered_bytes: int = 256 * _MEBIBYTE
     deadline_s: float = 30.0
+    fetch_deadline_s: float = 10.0
+    max_fetches: int = 8
     max_in_flight: int = 64
     retry_after_s: int = 1
 
@@ -52,10 +57,13 @@ class RequestLimits:
         _require("max_instances", self.max_instances, 1, 10_000)
         _require("max_json_values", self.max_json_values, 100, 100_000_000)
         _require("max_buffered_bytes", self.max_buffered_bytes, 1, 2**40)
+        _require("max_fetches", self.max_fetches, 1, 1_000)
         _require("max_in_flight", self.max_in_flight, 1, 10_000)
         _require("retry_after_s", self.retry_after_s, 1, 3600)
-        if not (math.isfinite(self.deadline_s) and 0.0 < self.deadline_s <= 3600.0):
-            raise UsageError(f"deadline_s must be above 0 and at most 3600 seconds. Received: {self.deadline_s}")
+        for name in ("deadline_s", "fetch_deadline_s"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and 0.0 < seconds <= 3600.0):
+                raise UsageError(f"{name} must be above 0 and at most 3600 seconds. Received: {seconds}")
 
     @property
     def max_body_bytes(self) -> int:
