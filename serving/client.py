@@ -26,14 +26,17 @@ class Client:
     Arguments:
         url: the server's address, e.g. `http://127.0.0.1:8000`.
         timeout_s: seconds without a byte from the server before a request is given up.
+        api_key: the key to show, where the server asks for one.
     """
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 30.0, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._session = requests.Session()
         # Neither proxies nor passwords of the environment have a part in talking to one's own server.
         self._session.trust_env = False
+        if api_key is not None:
+            self._session.headers["authorization"] = f"Bearer {api_key}"
 
     def predict(self, image: bytes | Path) -> dict[str, Any]:
         """The server's answer for one picture: `label`, `confidence`, `probabilities` and `model`.

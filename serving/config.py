@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 
 from rayml.errors import UsageError
+from serving.fetch import check_host_pattern
 from serving.limits import RequestLimits
 
 # The engines that serve; the TensorFlow engine is a reference for tests and is never served.
@@ -34,6 +35,9 @@ class ServeSettings:
             process with all cores held 78 requests/s where two with half the cores each held 74 to 78.
         threads: threads of each replica, or None for the usable cores divided among the replicas.
         limits: what one request may cost.
+        api_key_file: a file of API keys, one a line, of which each request must show one; None lets everybody in.
+        allow_url_hosts: hosts from which pictures are fetched by URL; none means that no URL is.
+        access_log: whether each request is logged on standard error, not only those that failed.
 
     Raises:
         UsageError: a value out of range.
@@ -45,6 +49,9 @@ class ServeSettings:
     replicas: int | None = None
     threads: int | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
+    api_key_file: str | None = None
+    allow_url_hosts: tuple[str, ...] = ()
+    access_log: bool = False
 
     def __post_init__(self) -> None:
         if not self.host or any(c.isspace() for c in self.host):
@@ -57,6 +64,8 @@ class ServeSettings:
             raise UsageError(f"replicas must be auto or a number from 1 to {_MAX_REPLICAS}. Received: {self.replicas}")
         if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
             raise UsageError(f"threads must be auto or a number from 1 to {_MAX_THREADS}. Received: {self.threads}")
+        for host in self.allow_url_hosts:
+            check_host_pattern(host)
 
     @property
     def replica_count(self) -> int:
@@ -82,4 +91,6 @@ class ServeSettings:
     def from_json(cls, text: str) -> ServeSettings:
         """The settings that `to_json` wrote."""
         values = json.loads(text)
-        return cls(**{**values, "limits": RequestLimits(**values["limits"])})
+        values["limits"] = RequestLimits(**values["limits"])
+        values["allow_url_hosts"] = tuple(values["allow_url_hosts"])
+        return cls(**values)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml import images
 from rayml.bundle import Bundle
 from rayml.errors import InputError
 from rayml.predictor import Prediction, Predictor
 from serving.limits import RequestLimits
 from serving.protocols.base import ModelFacts, ModelIdentity
-
-# Told after each picture: seconds for decoding, seconds for inference, and what came out.
-Observer = Callable[[float, float, Prediction], None]
 
 
 class ServedModel:
@@ -44,22 +39,17 @@ class ServedModel:
         # A picture for warming up: it went through the whole training path.
         self.sample: bytes = opened.golden.pictures[0]
 
-    def predict(self, source: bytes | NDArray[np.uint8], observe: Observer | None = None) -> Prediction:
-        """The answer for one picture, encoded or as uint8 pixels (H, W, 3) of any size.
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """As `Predictor.decode`."""
+        return self._predictor.decode(data)
 
-        Raises:
-            InputError: it cannot be read.
-        """
-        began = time.perf_counter()
-        size = self.facts.image_size_px
-        pixels = self._predictor.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
-        decoded = time.perf_counter()
-        logits = self._predictor.predict_pixels(pixels[np.newaxis])
-        inferred = time.perf_counter()
-        prediction = self._predictor.answers(logits)[0]
-        if observe is not None:
-            observe(decoded - began, inferred - decoded, prediction)
-        return prediction
+    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As `Predictor.predict_pixels`."""
+        return self._predictor.predict_pixels(pixels)
+
+    def answers(self, logits: NDArray[np.float32]) -> list[Prediction]:
+        """As `Predictor.answers`."""
+        return self._predictor.answers(logits)
 
 
 class Models:
@@ -77,7 +67,7 @@ class Models:
         """The one that answers where a request names none."""
         return self._served[0]
 
-    def find(self, name: str | None = None, version: str | None = None) -> ServedModel:
+    async def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
         """The model that a request names.
 
         Arguments:
@@ -99,11 +89,6 @@ class Models:
         known = [model.facts.identity.version for model in named]
         raise InputError(f"The version must be {' or '.join(known)}.", status=404, code="unknown_version")
 
-    def versions(self, name: str) -> list[ServedModel]:
-        """All versions of a model, the live one first.
-
-        Raises:
-            InputError: 404 for a name that is not served.
-        """
-        self.find(name)
-        return [model for model in self._served if model.facts.identity.name == name]
+    def versions(self, name: str) -> list[ModelFacts]:
+        """All versions of a model, the live one first; none for a name that is not served."""
+        return [model.facts for model in self._served if model.facts.identity.name == name]

@@ -7,12 +7,13 @@ what the replica knows, or speaks a protocol: it reads a body, and pictures in i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from rayml.errors import InputError
 from serving.limits import RequestLimits
+from serving.metrics import Metrics
 from serving.models import Models
 from serving.protocols import base, openinference, rayml, tfserving
 from serving.protocols.base import Answer, ModelFacts, Work
@@ -29,7 +30,7 @@ class Target:
     version: str | None = None
 
 
-Page = Callable[[Models, Target], Answer]
+Page = Callable[[Models, Metrics, Target], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
@@ -66,34 +67,49 @@ class Route:
     error: Callable[[InputError], bytes] = base.coded_error
 
 
-def _live(_models: Models, _target: Target) -> Answer:
+async def _live(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
     return Answer(base.dump({"status": "live"}))
 
 
-def _ready(models: Models, _target: Target) -> Answer:
+async def _ready(models: Models, _metrics: Metrics, _target: Target) -> Answer:
     # A replica takes requests only once it is made, which is after the golden pictures.
     identity = models.live.facts.identity
     body = base.dump({"status": "ready", "model": identity.to_dict()})
     return Answer(body, headers={rayml.BUNDLE_HEADER: identity.bundle})
 
 
-def _v1_status(models: Models, target: Target) -> Answer:
-    model = models.find(target.name, target.version)
-    shown = models.versions(model.facts.identity.name) if target.version is None else [model]
-    return tfserving.status([served.facts for served in shown])
+async def _metrics(_models: Models, metrics: Metrics, _target: Target) -> Answer:
+    return metrics.page()
 
 
-def _v1_metadata(models: Models, target: Target) -> Answer:
-    return tfserving.metadata(models.find(target.name, target.version).facts)
+async def _v1_status(models: Models, _metrics: Metrics, target: Target) -> Answer:
+    facts = (await models.get(target.name, target.version)).facts
+    return tfserving.status(models.versions(facts.identity.name) if target.version is None else [facts])
 
 
-def _v2_model(models: Models, target: Target) -> Answer:
-    facts = models.find(target.name, target.version).facts
-    return openinference.model_metadata(facts, [m.facts for m in models.versions(facts.identity.name)])
+async def _v1_metadata(models: Models, _metrics: Metrics, target: Target) -> Answer:
+    return tfserving.metadata((await models.get(target.name, target.version)).facts)
 
 
-def _v2_model_ready(models: Models, target: Target) -> Answer:
-    return openinference.model_ready(models.find(target.name, target.version).facts)
+async def _v2(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+    return openinference.server_metadata()
+
+
+async def _v2_live(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+    return openinference.live()
+
+
+async def _v2_ready(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+    return openinference.ready()
+
+
+async def _v2_model(models: Models, _metrics: Metrics, target: Target) -> Answer:
+    facts = (await models.get(target.name, target.version)).facts
+    return openinference.model_metadata(facts, models.versions(facts.identity.name))
+
+
+async def _v2_model_ready(models: Models, _metrics: Metrics, target: Target) -> Answer:
+    return openinference.model_ready((await models.get(target.name, target.version)).facts)
 
 
 def _plain(
@@ -120,9 +136,10 @@ FIXED: dict[str, Route] = {
         Route("/lesson", _POST, protocol=_LESSON),
         Route("/healthz", _GET, _live, needs_key=False),
         Route("/readyz", _GET, _ready, needs_key=False),
-        _plain("/v2", _GET, lambda _models, _target: openinference.server_metadata()),
-        _plain("/v2/health/live", _GET, lambda _models, _target: openinference.live(), needs_key=False),
-        _plain("/v2/health/ready", _GET, lambda _models, _target: openinference.ready(), needs_key=False),
+        Route("/metrics", _GET, _metrics),
+        _plain("/v2", _GET, _v2),
+        _plain("/v2/health/live", _GET, _v2_live, needs_key=False),
+        _plain("/v2/health/ready", _GET, _v2_ready, needs_key=False),
     )
 }
 _V1_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?(:predict|/metadata|)")

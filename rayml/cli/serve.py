@@ -48,15 +48,56 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
     show_default=True,
     help="Threads each; auto: all cores.",
 )
-def serve(bundle: Path, host: str, port: int, engine: str, replicas: int | None, threads: int | None) -> None:
+@click.option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="API keys, one a line; requests must show one. Changes to the file count at once.",
+)
+@click.option(
+    "--allow-url-host",
+    "allow_url_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Fetch pictures by URL from this public host, from *.HOST below it, or with * from any; repeatable.",
+)
+@click.option(
+    "--access-log", is_flag=True, help="A line of JSON for each request on standard error, not only failures."
+)
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    engine: str,
+    replicas: int | None,
+    threads: int | None,
+    api_key_file: str | None,
+    allow_url_hosts: tuple[str, ...],
+    access_log: bool,
+) -> None:
     """Serve BUNDLE over HTTP on HOST:PORT until Ctrl-C.
 
     The address is printed once a picture of the bundle sent to it has come back with the right answer.
+
+    \b
+    Examples:
+      rayml serve run/best
+      rayml serve run/best --host 0.0.0.0 --api-key-file keys.txt
+      rayml serve run/best --allow-url-host images.example.com --access-log
     """
     from serving.config import ServeSettings
     from serving.run import serve_forever
 
-    settings = ServeSettings(host=host, port=port, engine=engine, replicas=replicas, threads=threads)
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        engine=engine,
+        replicas=replicas,
+        threads=threads,
+        api_key_file=api_key_file,
+        allow_url_hosts=allow_url_hosts,
+        access_log=access_log,
+    )
 
     def announce(url: str) -> None:
         click.echo(f"Serving {bundle} on {url}")

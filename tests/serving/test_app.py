@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rayml.errors import InputError, UsageError
-from serving.app import AppArguments, Classifier, build, check_declared_length
+from serving.app import AppArguments, Classifier, build
 from serving.limits import RequestLimits
+from serving.service import check_declared_length
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 # Ray Serve's own configuration classes, when they are imported.
@@ -97,7 +98,7 @@ def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(classifier._models.live, "predict", broken)
+    monkeypatch.setattr(classifier.service._models.live, "decode", broken)
     response = asyncio.run(classifier(_request(b"x")))
     assert (response.status_code, _code(response)) == (500, "internal")
     assert b"secret" not in bytes(response.body)

@@ -1,0 +1,323 @@
+"""What a replica does with a request, whoever hands it over: admission, body, protocol, pictures, answer.
+
+The order of a request for predictions: path, method, API key and a place are checked before its body is read; the body
+is read within its limits; one visit to the pool of threads parses it and, for the one picture of most requests,
+decodes, classifies and writes the answer. Pictures by URL are fetched by threads of their own, so that slow origins
+take no place from anybody else. One deadline counts for everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml import images
+from rayml.errors import InputError
+from rayml.predictor import Prediction
+from serving import routes
+from serving.fetch import Fetcher
+from serving.keys import ApiKeys
+from serving.limits import RequestLimits
+from serving.log import RequestLog
+from serving.metrics import Metrics
+from serving.models import Models, ServedModel
+from serving.protocols.base import Address, Answer, Source, Work, check_picture, too_large
+from serving.routes import Protocol, Route, Target
+
+REQUEST_ID_HEADER = "x-rayml-request-id"
+_T = TypeVar("_T")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its body was read."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as the web server hands it over.
+
+    Arguments:
+        method: in capitals.
+        path: percent-decoded.
+        query: as sent, without the question mark.
+        headers: names in lower case, or a mapping that ignores case.
+        body: its pieces as they arrive; raises `ClientGone`.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Mapping[str, str]
+    body: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass
+class _State:
+    """What becomes of one request, for the log and for what it holds of the replica's room."""
+
+    buffered_bytes: int = 0
+    reading: bool = True
+    pictures: int = 0
+    version: str = ""
+    code: str = ""
+    trace: str = field(default="", repr=False)
+
+
+class Service:
+    """Answers requests with the models that it is given. To be used from one event loop.
+
+    Arguments:
+        models: what to answer with.
+        threads: pictures decoded and classified at once, at least 1.
+        limits: what a request may cost.
+        fetcher: gets pictures by URL.
+        keys: who may ask, or None for everybody.
+        metrics: what is counted.
+        log: what is written down.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        threads: int,
+        limits: RequestLimits,
+        fetcher: Fetcher,
+        keys: ApiKeys | None,
+        metrics: Metrics,
+        log: RequestLog,
+    ) -> None:
+        self._models = models
+        self._limits = limits
+        self._fetcher = fetcher
+        self._keys = keys
+        self._metrics = metrics
+        self._log = log
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rayml")
+        self._fetch_pool = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="rayml-fetch")
+        self._in_flight = 0
+        self._fetching = 0
+        self._buffered_bytes = 0
+
+    def warm_up(self, model: ServedModel) -> None:
+        """Let every thread classify the model's sample once."""
+
+        def classify(_: int) -> list[Prediction]:
+            return model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
+
+        for predictions in self._pool.map(classify, range(self._threads)):
+            assert predictions
+
+    async def answer(self, call: Call) -> Answer:
+        """Answer one request; nothing is raised but a cancellation."""
+        began = time.perf_counter()
+        request_id = os.urandom(8).hex()
+        route, target = routes.find(call.path, call.query)
+        state = _State()
+        try:
+            answer = await self._answer(route, target, call, state)
+        except InputError as error:
+            answer = self._refusal(route, error, state)
+        except ClientGone:
+            gone = InputError("The client went away.", status=499, code="client_closed_request")
+            answer = self._refusal(route, gone, state)
+        except Exception:
+            state.trace = traceback.format_exc()
+            bug = InputError("The server failed to answer this request.", status=500, code="internal")
+            answer = self._refusal(route, bug, state)
+        seconds = time.perf_counter() - began
+        self._metrics.request(route.name, answer.status, seconds)
+        if self._log.every_request or answer.status >= 500:
+            self._write_log(call, route, answer.status, seconds, request_id, state)
+        return Answer(
+            answer.body, answer.status, {**answer.headers, REQUEST_ID_HEADER: request_id}, answer.content_type
+        )
+
+    def _refusal(self, route: Route, error: InputError, state: _State) -> Answer:
+        state.code = error.code
+        headers = {}
+        if error.status == 401:
+            headers["www-authenticate"] = 'Bearer realm="rayml"'
+        elif error.status == 405:
+            headers["allow"] = ", ".join(route.methods)
+        elif error.status == 503:
+            headers["retry-after"] = str(self._limits.retry_after_s)
+        elif error.status in (408, 413, 415):
+            # The rest of a refused body may still be on its way: do not wait for it on this connection.
+            headers["connection"] = "close"
+        return Answer(route.error(error), error.status, headers)
+
+    async def _answer(self, route: Route, target: Target, call: Call, state: _State) -> Answer:
+        routes.check_method(route, call.method)
+        if self._keys is not None and route.needs_key:
+            self._keys.check(call.headers)
+        if route.page is not None:
+            return await route.page(self._models, self._metrics, target)
+        assert route.protocol is not None
+        if self._in_flight >= self._limits.max_in_flight:
+            raise _overloaded()
+        self._in_flight += 1
+        with self._metrics.place():
+            try:
+                work = self._classify(route.protocol, target, call, state)
+                return await asyncio.wait_for(work, self._limits.deadline_s)
+            except asyncio.TimeoutError:
+                if state.reading:
+                    message = f"The body must arrive within {self._limits.deadline_s:g} seconds."
+                    raise InputError(message, status=408, code="slow_body") from None
+                raise self._too_late() from None
+            finally:
+                self._in_flight -= 1
+                self._buffered_bytes -= state.buffered_bytes
+
+    async def _classify(self, protocol: Protocol, target: Target, call: Call, state: _State) -> Answer:
+        """Read, understand and answer a request for predictions."""
+        deadline = time.monotonic() + self._limits.deadline_s
+        model = await self._models.get(target.name, target.version)
+        state.version = model.facts.identity.version
+        headers, limits = call.headers, self._limits
+        max_bytes = protocol.max_bytes(headers, limits)
+        check_declared_length(headers.get("content-length"), max_bytes)
+        body = await self._read(call, max_bytes, state)
+
+        def begin() -> Work | Answer:
+            work = protocol.parse(headers, body, limits, model.facts)
+            state.pictures = len(work.sources)
+            self._metrics.batch(len(work.sources))
+            first = work.sources[0]
+            if len(work.sources) > 1 or isinstance(first, Address):
+                return work
+            return work.render([self._predict(model, first)])  # The common case, in one visit to the pool.
+
+        begun = await self._in_pool(begin, deadline)
+        if isinstance(begun, Answer):
+            return begun
+        pictures = await self._gather(begun.sources, deadline)
+        jobs = [
+            asyncio.ensure_future(self._in_pool(lambda p=picture: self._predict(model, p), deadline))  # type: ignore[misc]
+            for picture in pictures
+        ]
+        try:
+            predictions = await asyncio.gather(*jobs)
+        finally:
+            for job in jobs:  # What has not begun when one has failed, or nobody waits any more, never does.
+                job.cancel()
+        return await self._in_pool(lambda: begun.render(predictions), deadline)
+
+    def _predict(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> Prediction:
+        began = time.perf_counter()
+        size = model.facts.image_size_px
+        pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+        decoded = time.perf_counter()
+        logits = model.predict_pixels(pixels[np.newaxis])
+        inferred = time.perf_counter()
+        prediction = model.answers(logits)[0]
+        self._metrics.predicted(model.facts.identity, decoded - began, inferred - decoded, prediction)
+        return prediction
+
+    async def _gather(self, sources: tuple[Source, ...], deadline: float) -> list[bytes | NDArray[np.uint8]]:
+        """The pictures, those elsewhere fetched.
+
+        Raises:
+            InputError: 400 for more addresses than a request may name, 503 while too many are being fetched.
+        """
+        count = sum(isinstance(source, Address) for source in sources)
+        if count > self._limits.max_fetches:
+            message = f"A request must name at most {self._limits.max_fetches} URLs. Received: {count}"
+            raise InputError(message, code="too_many_urls")
+        if self._fetching + count > self._limits.max_fetches:
+            raise _overloaded()
+        until = min(deadline, time.monotonic() + self._limits.fetch_deadline_s)
+        fetches = {i: self._fetch(s.url, until) for i, s in enumerate(sources) if isinstance(s, Address)}
+        # Shielded: a fetch that has begun goes on until its thread is free, whoever still waits for it.
+        fetched = dict(zip(fetches, await asyncio.gather(*map(asyncio.shield, fetches.values())), strict=True))
+        pictures: list[bytes | NDArray[np.uint8]] = []
+        for i, source in enumerate(sources):
+            pictures.append(check_picture(fetched[i], self._limits) if isinstance(source, Address) else source)
+        return pictures
+
+    def _fetch(self, url: str, until: float) -> asyncio.Future[bytes]:
+        """Begin to fetch; the place is free when the thread is, not when the client stops waiting."""
+        began = time.perf_counter()
+        self._fetching += 1
+        future = asyncio.get_running_loop().run_in_executor(self._fetch_pool, self._fetcher.fetch, url, until)
+
+        def release(done: asyncio.Future[bytes]) -> None:
+            self._fetching -= 1
+            self._metrics.fetched(time.perf_counter() - began)
+            if not done.cancelled():
+                done.exception()  # Looked at, also where nobody waits for it any more.
+
+        future.add_done_callback(release)
+        return future
+
+    async def _in_pool(self, job: Callable[[], _T], deadline: float) -> _T:
+        """Run the job on one of the threads; one that is cancelled or late by then never begins."""
+        asked = time.perf_counter()
+
+        def unless_late() -> _T:
+            if time.monotonic() > deadline:
+                raise self._too_late()
+            self._metrics.queued(time.perf_counter() - asked)
+            return job()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, unless_late)
+
+    async def _read(self, call: Call, max_bytes: int, state: _State) -> bytes:
+        """The body, or a refusal as soon as it is more than `max_bytes` or than the replica has room for."""
+        body = bytearray()
+        async for chunk in call.body():
+            if len(body) + len(chunk) > max_bytes:
+                raise too_large(max_bytes)
+            if self._buffered_bytes + len(chunk) > self._limits.max_buffered_bytes:
+                raise _overloaded()
+            state.buffered_bytes += len(chunk)
+            self._buffered_bytes += len(chunk)
+            body += chunk
+        state.reading = False
+        return bytes(body)
+
+    def _too_late(self) -> InputError:
+        message = f"There was no answer within {self._limits.deadline_s:g} seconds."
+        return InputError(message, status=504, code="deadline")
+
+    def _write_log(self, call: Call, route: Route, status: int, seconds: float, request_id: str, state: _State) -> None:
+        fields: dict[str, object] = {
+            "request_id": request_id,
+            "method": call.method[:20],
+            "path": call.path[:200],
+            "route": route.name,
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        details = {"code": state.code, "pictures": state.pictures, "version": state.version, "trace": state.trace}
+        fields |= {name: value for name, value in details.items() if value}
+        self._log.write("error" if status >= 500 else "info", fields)
+
+
+def check_declared_length(declared: str | None, max_bytes: int) -> None:
+    """Refuse a body by its Content-Length, before it is read.
+
+    Raises:
+        InputError: 413 when it is above `max_bytes`, 400 when it is not a number.
+    """
+    if declared is None:
+        return
+    if not (declared.isascii() and declared.isdigit()):
+        raise InputError("content-length must be a whole number.", code="bad_content_length")
+    # Compare digits first: a number of a million digits is too large without being read.
+    if len(declared) > len(str(max_bytes)) + 20 or int(declared) > max_bytes:
+        raise too_large(max_bytes)
+
+
+def _overloaded() -> InputError:
+    return InputError("All places are taken; try again.", status=503, code="overloaded")
