@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from rayml.errors import InputError
+from serving import docs_page, openapi
 from serving.limits import RequestLimits
 from serving.metrics import Metrics
 from serving.models import Models
@@ -30,7 +31,16 @@ class Target:
     version: str | None = None
 
 
-Page = Callable[[Models, Metrics, Target], Awaitable[Answer]]
+@dataclass(frozen=True)
+class Context:
+    """What a replica has that pages are made of."""
+
+    models: Models
+    metrics: Metrics
+    limits: RequestLimits
+
+
+Page = Callable[[Context, Target], Awaitable[Answer]]
 
 
 @dataclass(frozen=True)
@@ -67,49 +77,57 @@ class Route:
     error: Callable[[InputError], bytes] = base.coded_error
 
 
-async def _live(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+async def _live(_context: Context, _target: Target) -> Answer:
     return Answer(base.dump({"status": "live"}))
 
 
-async def _ready(models: Models, _metrics: Metrics, _target: Target) -> Answer:
+async def _ready(context: Context, _target: Target) -> Answer:
     # A replica takes requests only once it is made, which is after the golden pictures.
-    identity = models.live.facts.identity
+    identity = context.models.live.facts.identity
     body = base.dump({"status": "ready", "model": identity.to_dict()})
     return Answer(body, headers={rayml.BUNDLE_HEADER: identity.bundle})
 
 
-async def _metrics(_models: Models, metrics: Metrics, _target: Target) -> Answer:
-    return metrics.page()
+async def _metrics(context: Context, _target: Target) -> Answer:
+    return context.metrics.page()
 
 
-async def _v1_status(models: Models, _metrics: Metrics, target: Target) -> Answer:
-    facts = (await models.get(target.name, target.version)).facts
-    return tfserving.status(models.versions(facts.identity.name) if target.version is None else [facts])
+async def _openapi(context: Context, _target: Target) -> Answer:
+    return openapi.json_page(context.models.live.facts, context.limits)
 
 
-async def _v1_metadata(models: Models, _metrics: Metrics, target: Target) -> Answer:
-    return tfserving.metadata((await models.get(target.name, target.version)).facts)
+async def _docs(context: Context, _target: Target) -> Answer:
+    return docs_page.html_page(context.models.live.facts, context.limits)
 
 
-async def _v2(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+async def _v1_status(context: Context, target: Target) -> Answer:
+    facts = (await context.models.get(target.name, target.version)).facts
+    return tfserving.status(context.models.versions(facts.identity.name) if target.version is None else [facts])
+
+
+async def _v1_metadata(context: Context, target: Target) -> Answer:
+    return tfserving.metadata((await context.models.get(target.name, target.version)).facts)
+
+
+async def _v2(_context: Context, _target: Target) -> Answer:
     return openinference.server_metadata()
 
 
-async def _v2_live(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+async def _v2_live(_context: Context, _target: Target) -> Answer:
     return openinference.live()
 
 
-async def _v2_ready(_models: Models, _metrics: Metrics, _target: Target) -> Answer:
+async def _v2_ready(_context: Context, _target: Target) -> Answer:
     return openinference.ready()
 
 
-async def _v2_model(models: Models, _metrics: Metrics, target: Target) -> Answer:
-    facts = (await models.get(target.name, target.version)).facts
-    return openinference.model_metadata(facts, models.versions(facts.identity.name))
+async def _v2_model(context: Context, target: Target) -> Answer:
+    facts = (await context.models.get(target.name, target.version)).facts
+    return openinference.model_metadata(facts, context.models.versions(facts.identity.name))
 
 
-async def _v2_model_ready(models: Models, _metrics: Metrics, target: Target) -> Answer:
-    return openinference.model_ready((await models.get(target.name, target.version)).facts)
+async def _v2_model_ready(context: Context, target: Target) -> Answer:
+    return openinference.model_ready((await context.models.get(target.name, target.version)).facts)
 
 
 def _plain(
@@ -137,6 +155,8 @@ FIXED: dict[str, Route] = {
         Route("/healthz", _GET, _live, needs_key=False),
         Route("/readyz", _GET, _ready, needs_key=False),
         Route("/metrics", _GET, _metrics),
+        Route("/docs", _GET, _docs, needs_key=False),
+        Route("/openapi.json", _GET, _openapi, needs_key=False),
         _plain("/v2", _GET, _v2),
         _plain("/v2/health/live", _GET, _v2_live, needs_key=False),
         _plain("/v2/health/ready", _GET, _v2_ready, needs_key=False),

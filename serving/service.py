@@ -31,7 +31,7 @@ from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models, ServedModel
 from serving.protocols.base import Address, Answer, Source, Work, check_picture, too_large
-from serving.routes import Protocol, Route, Target
+from serving.routes import Context, Protocol, Route, Target
 
 REQUEST_ID_HEADER = "x-rayml-request-id"
 _T = TypeVar("_T")
@@ -101,6 +101,7 @@ class Service:
         self._keys = keys
         self._metrics = metrics
         self._log = log
+        self._context = Context(models, metrics, limits)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rayml")
         self._fetch_pool = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="rayml-fetch")
@@ -161,7 +162,7 @@ class Service:
         if self._keys is not None and route.needs_key:
             self._keys.check(call.headers)
         if route.page is not None:
-            return await route.page(self._models, self._metrics, target)
+            return await route.page(self._context, target)
         assert route.protocol is not None
         if self._in_flight >= self._limits.max_in_flight:
             raise _overloaded()
