@@ -1,0 +1,317 @@
+"""The service without Ray and without a network: keys, URLs, metrics, log, and one deadline for everything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayml.errors import InputError
+from serving.fetch import Fetcher
+from serving.keys import ApiKeys
+from serving.limits import RequestLimits
+from serving.log import RequestLog
+from serving.metrics import Metrics
+from serving.models import Models, ServedModel
+from serving.protocols.base import Answer
+from serving.service import REQUEST_ID_HEADER, Call, Service
+from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
+
+RED = picture("red")
+URL = "https://images.example.com/red.png"
+
+
+class _Origin(Fetcher):
+    """A fetcher whose origin is a function."""
+
+    def __init__(self, answer: Callable[[], bytes]) -> None:
+        super().__init__(["images.example.com"], 100_000)
+        self._answer = answer
+
+    def fetch(self, url: str, deadline: float) -> bytes:
+        """What the function gives."""
+        assert url == URL
+        return self._answer()
+
+
+class _Lines(RequestLog):
+    """Keeps what is written."""
+
+    def __init__(self, every_request: bool = False) -> None:
+        super().__init__(None, every_request)
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def write(self, level: str, fields: dict[str, Any]) -> None:
+        """Keep it."""
+        self.lines.append((level, fields))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    """A model that takes next to no time."""
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("service") / "bundle")
+    return ServedModel(bundle, "auto", 2, RequestLimits())
+
+
+def _service(
+    model: ServedModel,
+    origin: Callable[[], bytes] = lambda: RED,
+    keys: ApiKeys | None = None,
+    log: RequestLog | None = None,
+    **limits: Any,
+) -> Service:
+    bounds = RequestLimits(**limits)
+    return Service(Models([model]), 2, bounds, _Origin(origin), keys, Metrics(None), log or _Lines())
+
+
+def _call(path: str, body: object = None, method: str = "POST", **headers: str) -> Call:
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    headers.setdefault("content-type", "image/png" if isinstance(body, bytes) else "application/json")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    return Call(method, path, b"", headers, pieces)
+
+
+def _ask(service: Service, *calls: Call) -> list[Answer]:
+    async def ask() -> list[Answer]:
+        return await asyncio.gather(*(service.answer(call) for call in calls))
+
+    return asyncio.run(ask())
+
+
+def _code(answer: Answer) -> str:
+    return str(json.loads(answer.body)["error"]["code"])
+
+
+def test_probabilities_are_softened_and_logits_are_not_in_every_protocol(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temperature = 2.5
+    record = model._predictor.bundle.record
+    changed = type(record)(**{**vars(record), "temperature": temperature})
+    monkeypatch.setattr(model._predictor, "bundle", _with_record(model._predictor.bundle, changed))
+    raw = model.predict_pixels(model.decode(RED)[None])[0].tolist()
+    import numpy as np
+
+    exponents = np.exp(np.asarray(raw) / temperature)
+    expected = (exponents / exponents.sum()).tolist()
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [_base64(RED)]}
+    own, batch, lesson, rows, infer = (
+        json.loads(answer.body)
+        for answer in _ask(
+            _service(model),
+            _call("/predict", RED),
+            _call("/predict/batch", {"images": [_base64(RED)]}),
+            _call("/lesson", {"url": URL}),
+            _call("/v1/models/primaries:predict", {"instances": [{"b64": _base64(RED)}]}),
+            _call("/v2/models/primaries/infer", {"inputs": [tensor]}),
+        )
+    )
+    assert list(own["probabilities"].values()) == pytest.approx(expected)
+    assert list(batch["predictions"][0]["probabilities"].values()) == pytest.approx(expected)
+    assert list(lesson.values()) == pytest.approx(raw) and list(lesson) == list(CLASSES)
+    assert rows["predictions"][0]["probabilities"] == pytest.approx(expected)
+    assert rows["predictions"][0]["logits"] == pytest.approx(raw)
+    outputs = {output["name"]: output["data"] for output in infer["outputs"]}
+    assert outputs["probabilities"] == pytest.approx(expected)
+    assert outputs["logits"] == pytest.approx(raw)
+    assert outputs["label"] == ["red"] == [rows["predictions"][0]["label"]] == [own["label"]]
+
+
+def _with_record(bundle: Any, record: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(bundle, record=record)
+
+
+def _base64(data: bytes) -> str:
+    import base64
+
+    return base64.b64encode(data).decode()
+
+
+# --- keys
+
+
+def test_without_its_key_a_request_is_401_before_its_body_is_read(model: ServedModel, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alpha\nbeta\n")
+    service = _service(model, keys=ApiKeys(path))
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    for target in ("/predict", "/v1/models/primaries:predict", "/v2/models/primaries/infer", "/lesson"):
+        call = Call("POST", target, b"", {"content-type": "application/json"}, unread)
+        (answer,) = _ask(service, call)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Bearer realm="rayml"')
+    (known,) = _ask(service, _call("/predict", RED, authorization="Bearer beta"))
+    assert known.status == 200
+    pages = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json")
+    assert {a.status for a in _ask(service, *(_call(page, method="GET") for page in pages))} == {200}
+    closed = ("/metrics", "/v2", "/v2/models/primaries", "/v1/models/primaries")
+    assert {a.status for a in _ask(service, *(_call(page, method="GET") for page in closed))} == {401}
+
+
+# --- URLs
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"url": URL}),
+        ("/predict/batch", {"images": [{"url": URL}, _base64(RED)]}),
+        ("/lesson", {"url": URL}),
+        ("/v1/models/primaries:predict", {"instances": [{"url": URL}]}),
+    ],
+)
+def test_urls_in_every_protocol(model: ServedModel, path: str, body: object) -> None:
+    (answer,) = _ask(_service(model), _call(path, body))
+    assert answer.status == 200
+    assert b"red" in answer.body
+
+
+def test_what_a_url_leads_to_is_a_picture_or_refused(model: ServedModel) -> None:
+    for content, status, code in ((b"", 400, "empty_image"), (b"<html>", 415, "unsupported_image")):
+        (answer,) = _ask(_service(model, lambda content=content: content), _call("/predict", {"url": URL}))
+        assert (answer.status, _code(answer)) == (status, code)
+
+
+def test_errors_of_an_origin_are_told_in_each_protocols_words(model: ServedModel) -> None:
+    def refuse() -> bytes:
+        raise InputError("No.", status=422, code="url_refused")
+
+    own, rows = _ask(
+        _service(model, refuse),
+        _call("/predict", {"url": URL}),
+        _call("/v1/models/primaries:predict", {"instances": [{"url": URL}]}),
+    )
+    assert (own.status, json.loads(own.body)) == (422, {"error": {"code": "url_refused", "message": "No."}})
+    assert (rows.status, json.loads(rows.body)) == (422, {"error": "No."})
+
+
+def test_slow_origins_take_no_place_from_others(model: ServedModel) -> None:
+    go = threading.Event()
+
+    def slow() -> bytes:
+        assert go.wait(30)
+        return RED
+
+    service = _service(model, slow, max_fetches=2, max_in_flight=4)
+
+    async def crowd() -> None:
+        waiting = [asyncio.create_task(service.answer(_call("/lesson", {"url": URL}))) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        refused = await service.answer(_call("/lesson", {"url": URL}))
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert (await service.answer(_call("/predict", RED))).status == 200
+        go.set()
+        assert [(await task).status for task in waiting] == [200, 200]
+        assert (await service.answer(_call("/lesson", {"url": URL}))).status == 200
+
+    asyncio.run(crowd())
+
+
+def test_a_fetch_that_nobody_waits_for_keeps_its_place_until_its_thread_is_free(model: ServedModel) -> None:
+    go = threading.Event()
+
+    def slow() -> bytes:
+        assert go.wait(30)
+        return RED
+
+    service = _service(model, slow, max_fetches=1, deadline_s=0.2)
+
+    async def crowd() -> None:
+        late = await service.answer(_call("/lesson", {"url": URL}))
+        assert (late.status, _code(late)) == (504, "deadline")
+        assert (await service.answer(_call("/lesson", {"url": URL}))).status == 503
+        go.set()
+        for _ in range(100):
+            if (await service.answer(_call("/lesson", {"url": URL}))).status == 200:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the place did not come back")
+
+    asyncio.run(crowd())
+
+
+def test_a_request_names_no_more_urls_than_are_fetched_at_once(model: ServedModel) -> None:
+    (answer,) = _ask(_service(model, max_fetches=2), _call("/predict/batch", {"images": [{"url": URL}] * 3}))
+    assert (answer.status, _code(answer)) == (400, "too_many_urls")
+
+
+# --- what is counted and written down
+
+
+def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: ServedModel) -> None:
+    service = _service(model)
+    _ask(
+        service,
+        _call("/predict", RED),
+        _call("/v1/models/primaries/versions/3:predict", {"instances": [{"b64": _base64(RED)}]}),
+        _call("/v1/models/other:predict", {"instances": []}),
+        *(_call(f"/stranger/{n}", method="GET") for n in range(5)),
+        *(_call("/predict", b"x", method=f"M{n}") for n in range(5)),
+    )
+    page = _ask(service, _call("/metrics", method="GET"))[0].body.decode()
+    lines = [line for line in page.splitlines() if line.startswith("rayml_requests_total")]
+    assert sorted(lines) == [
+        'rayml_requests_total{route="/predict",status="200"} 1.0',
+        'rayml_requests_total{route="/predict",status="405"} 5.0',
+        'rayml_requests_total{route="/v1/models/{name}:predict",status="200"} 1.0',
+        'rayml_requests_total{route="/v1/models/{name}:predict",status="404"} 1.0',
+        'rayml_requests_total{route="none",status="404"} 5.0',
+    ]
+    assert 'rayml_predictions_total{class="red",model="primaries",version="3"} 2.0' in page
+
+
+def test_failures_are_logged_with_the_id_that_the_client_has_and_others_only_when_asked(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, talkative = _Lines(), _Lines(every_request=True)
+    for log in (quiet, talkative):
+        _ask(_service(model, log=log), _call("/predict", RED, **{"x-request-id": "forged"}))
+    assert not quiet.lines
+    ((level, fields),) = talkative.lines
+    assert level == "info" and fields["route"] == "/predict" and fields["pictures"] == 1
+    assert fields["request_id"] != "forged"
+
+    def broken(_: bytes) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(model, "decode", broken)
+    (answer,) = _ask(_service(model, log=quiet), _call("/predict", RED))
+    ((level, fields),) = quiet.lines
+    assert (level, fields["status"], fields["code"]) == ("error", 500, "internal")
+    assert fields["request_id"] == answer.headers[REQUEST_ID_HEADER]
+    assert "/secret/path" in fields["trace"] and b"secret" not in answer.body
+
+
+# --- one deadline
+
+
+def test_one_deadline_counts_for_body_and_answer_together(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _service(model, deadline_s=0.4)
+    real = model.decode
+    stop = threading.Event()
+
+    def slow_decode(data: bytes) -> Any:
+        stop.wait(0.3)
+        return real(data)
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.3)
+        yield RED
+
+    monkeypatch.setattr(model, "decode", slow_decode)
+    (answer,) = _ask(service, Call("POST", "/predict", b"", {"content-type": "image/png"}, slow_body))
+    assert (answer.status, _code(answer)) == (504, "deadline")
+    stop.set()
