@@ -18,6 +18,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ _SETTINGS_FILE = "proxy.json"
 _PR_SET_PDEATHSIG = 1
 # Seconds for a request line and headers; the body has the replica's own deadline.
 _SLOW_HEADERS_S = 10
+_BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
 # HAProxy's own refusals: status -> (reason, code, message). The client reads JSON whoever answers.
 _OWN_ERRORS = {
     400: ("Bad Request", "bad_request", "The request is not valid HTTP."),
@@ -120,13 +122,15 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
 
 
 def _rules(settings: ProxySettings) -> str:
+    too_much = f"{{ req.hdr_val(content-length) gt {settings.max_body_bytes} }}"
     too_long = f"The body must be at most {settings.max_body_bytes} bytes."
-    too_large = _return("http-request", 413, "body_too_large", too_long)
-    both = _return("http-request", 400, "bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+    two_lengths = "Content-Length and Transfer-Encoding exclude each other."
     lines = [
+        # The clients of these routes expect an error that is a string.
+        "http-request set-var(txn.plain) bool(true) if { path_beg /v1/ /v2/ } || { path /v2 }",
         # Two lengths for one body are how requests are smuggled (RFC 9112, section 6.1).
-        f"{both} if {{ req.hdr_cnt(content-length) gt 0 }} {{ req.hdr_cnt(transfer-encoding) gt 0 }}",
-        f"{too_large} if {{ req.hdr_val(content-length) gt {settings.max_body_bytes} }}",
+        *_either("http-request", 400, "bad_request", two_lengths, condition=_BOTH_LENGTHS),
+        *_either("http-request", 413, "body_too_large", too_long, condition=too_much),
         # By these a client would switch off Serve's timeout and its watch for clients that are gone.
         "http-request del-header x-request-timeout-seconds",
         "http-request del-header x-request-disconnect-disabled",
@@ -138,13 +142,28 @@ def _rules(settings: ProxySettings) -> str:
         "http-response del-header x-request-id",
     ]
     for status, (code, message) in _RAY_ERRORS.items():
-        answer = _return("http-response", status, code, message, settings.retry_after_s)
-        lines.append(f"{answer} if {{ status {status} }} !{{ res.hdr(content-type) -m beg application/json }}")
+        rays_own = f"{{ status {status} }} !{{ res.hdr(content-type) -m beg application/json }}"
+        lines += _either("http-response", status, code, message, settings.retry_after_s, condition=rays_own)
     return "".join(f"    {line}\n" for line in lines)
 
 
+def _either(
+    when: str, status: int, code: str, message: str, retry_after_s: int = 0, *, condition: str
+) -> Iterator[str]:
+    """The answer under a condition, in the words of the route that was asked."""
+    for body, which in (
+        (json.dumps({"error": message}, separators=(",", ":")), "{ var(txn.plain) -m bool }"),
+        (_error(code, message), ""),
+    ):
+        yield f"{_return_body(when, status, body, retry_after_s)} if {condition} {which}".rstrip()
+
+
 def _return(when: str, status: int, code: str, message: str, retry_after_s: int = 0) -> str:
-    body = _error(code, message).replace("\\", "\\\\").replace('"', '\\"').replace(" ", "\\ ")
+    return _return_body(when, status, _error(code, message), retry_after_s)
+
+
+def _return_body(when: str, status: int, body: str, retry_after_s: int) -> str:
+    body = body.replace("\\", "\\\\").replace('"', '\\"').replace(" ", "\\ ")
     retry = f" hdr Retry-After {retry_after_s}" if status == 503 else ""
     return f"{when} return status {status} content-type application/json string {body}{retry}"
 

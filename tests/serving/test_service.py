@@ -180,7 +180,10 @@ def test_urls_in_every_protocol(model: ServedModel, path: str, body: object) -> 
 
 
 def test_what_a_url_leads_to_is_a_picture_or_refused(model: ServedModel) -> None:
-    for content, status, code in ((b"", 400, "empty_image"), (b"<html>", 415, "unsupported_image")):
+    for content, status, code in (
+        (b"", 400, "empty_image"),
+        (b"<!doctype html><title>no picture</title>", 415, "unsupported_image"),
+    ):
         (answer,) = _ask(_service(model, lambda content=content: content), _call("/predict", {"url": URL}))
         assert (answer.status, _code(answer)) == (status, code)
 
