@@ -5,9 +5,9 @@
 
 Claims: at 8 and 32 connections throughput is at least 0.97 of the bare model's (OpenVINO and decoding in a loop on as
 many threads as cores, no server), processor time a request at most 1.08 of it, and more answers than every rival's; at
-one connection the median latency is at most the bare model's + 3 ms. One server runs at a time, rounds go through all of
-them in turn, medians count. Each server gets the same requests from `bench/load.py` in a process of its own, whose time
-the servers pay for and the bare model does not. Processor time is that of the server's whole process tree.
+one connection the median latency is at most the bare model's + 3 ms. One server runs at a time, rounds go through all
+of them in turn, medians count. Each server gets the same requests from `bench/load.py` in a process of its own, whose
+time the servers pay for and the bare model does not. Processor time is that of the server's whole process tree.
 
 Rivals live in `bench/rivals/`, each is installed into an environment of its own below --cache, once (FastAPI 0.3 GB,
 those with TensorFlow 2 GB), with the versions that `RIVALS` names. Writes bench/results/serving.json.

@@ -213,7 +213,6 @@ def check_method(route: Route, method: str) -> None:
         InputError: 404 for no route, 405 for another method.
     """
     if not route.methods:
-        shown = ", ".join(name for name in FIXED if not name.startswith("/v"))
-        raise InputError(f"Paths are {shown}, /v1/models/... and /v2/...", status=404, code="not_found")
+        raise InputError("There is no such path; GET /docs shows all.", status=404, code="not_found")
     if method not in route.methods:
         raise InputError(f"The method must be {' or '.join(route.methods)}.", status=405, code="method_not_allowed")
