@@ -54,7 +54,7 @@ def expected(live: Live, tmp_path: Path) -> _Expected:
 
 
 def test_tritonclient(live: Live, expected: _Expected) -> None:
-    python = environment("tritonclient[http]==2.70.0") / "python"
+    python = environment("tritonclient[http]==2.73.0") / "python"
     script = [str(python), str(SCRIPTS / "triton.py"), live.url, MODEL, str(expected.picture), str(expected.pixels)]
     found = json.loads(run(script))
     assert found["live"] and found["ready"] and found["model_ready"] and found["version_ready"]
@@ -70,7 +70,7 @@ def test_tritonclient(live: Live, expected: _Expected) -> None:
 
 
 def test_kserve(live: Live, expected: _Expected) -> None:
-    python = environment("kserve==0.16.0") / "python"
+    python = environment("kserve==0.21.0") / "python"
     script = [str(python), str(SCRIPTS / "kserve_rest.py"), live.url, MODEL]
     found = json.loads(run([*script, str(expected.picture), str(expected.pixels)]).splitlines()[-1])
     assert found["live"] and found["ready"] and found["model_ready"]
@@ -121,7 +121,7 @@ def test_curl(live: Live, expected: _Expected, tmp_path: Path) -> None:
 
 
 def test_schemathesis(live: Live, tmp_path: Path) -> None:
-    schemathesis = environment("schemathesis==4.10.2") / "schemathesis"
+    schemathesis = environment("schemathesis==4.32.5") / "schemathesis"
     checks = (
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
         "response_headers_conformance,unsupported_method,ignored_auth"
