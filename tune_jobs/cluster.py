@@ -82,7 +82,13 @@ def _connect(address: str) -> None:
     if address == "local":
         # Ray would write a token into the home folder, readable for every user of the machine.
         with _variable("RAY_AUTH_TOKEN", secrets.token_hex(32)):
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            try:
+                ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            except Exception as error:  # Ray raises a bare Exception where its own processes are not up in 30 seconds.
+                raise SearchError(
+                    f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
+                    "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
+                ) from None
         return
     if address != "auto":
         _check_reachable(address)

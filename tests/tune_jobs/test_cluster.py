@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rayml.errors import WeightsError
+from rayml.errors import SearchError, WeightsError
 from tune_jobs.cluster import on_this_node
 
 
@@ -78,6 +78,21 @@ def test_nothing_listens() -> None:
 def test_names_and_ports_that_cannot_be() -> None:
     assert _connect("no-such-host.invalid:6379")[0].startswith("SearchError no Ray answers at --address no-such-host")
     assert _connect("127.0.0.1:99999")[0].startswith("SearchError no Ray answers")
+
+
+def test_a_ray_that_does_not_come_up_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from tune_jobs.cluster import ray_cluster as connect
+
+    def too_slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because\nit did")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(SearchError, match=r"^Ray could not be started .*timed out during startup") as raised:
+        connect("local").__enter__()
+    assert "\n" not in raised.value.message
 
 
 def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:
