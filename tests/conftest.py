@@ -38,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a cluster or the server comes last: both stay up from their first test on, and take from the others."""
+    kept_up = {"ray_cluster": 1, "live": 2}
+    items.sort(key=lambda item: max((kept_up.get(name, 0) for name in getattr(item, "fixturenames", ())), default=0))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leave nothing behind."""
     for folder in config.stash.get(_SURROUNDINGS, []):
