@@ -32,13 +32,13 @@ format: $(VENV)/.dev ## Let ruff put the code into form
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-# The second and third take their versions from the first, so that all three install the same.
+# The first holds everything; the others take their versions from it, so that all three install the same.
 COMPILE = $(UV) pip compile --no-config --quiet --universal --python-version 3.10 --only-binary :all: \
 	--generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml requirements/build.in
 lock: ## Renew the pins with uv; LOCK_ARGS=--upgrade for new versions
-	$(COMPILE) $(LOCK_ARGS) --extra all -o requirements/all.txt
-	$(COMPILE) --extra serve -c requirements/all.txt -o requirements/serve.txt
-	$(COMPILE) --extra dev -c requirements/all.txt -o requirements/dev.txt
+	$(COMPILE) $(LOCK_ARGS) --extra dev -o requirements/dev.txt
+	$(COMPILE) --extra all -c requirements/dev.txt -o requirements/all.txt
+	$(COMPILE) --extra serve -c requirements/dev.txt -o requirements/serve.txt
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
