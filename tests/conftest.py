@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a cluster or the server comes last: both stay up from their first test on, and take from the others."""
+    """What needs a cluster or the server comes last: both stay up from their first test on, taking from others."""
     kept_up = {"ray_cluster": 1, "live": 2}
     items.sort(key=lambda item: max((kept_up.get(name, 0) for name in getattr(item, "fixturenames", ())), default=0))
 

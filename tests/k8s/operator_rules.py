@@ -26,7 +26,8 @@ def operator_faults(document: dict[str, Any]) -> list[str]:
     return [
         *_metadata(document),
         *_cluster(cluster_spec(document), document["metadata"].get("annotations", {})),
-    ] + list({"RayJob": _job, "RayService": _service}[document["kind"]](document["spec"]))
+        *{"RayJob": _job, "RayService": _service}[document["kind"]](document["spec"]),
+    ]
 
 
 def _metadata(document: dict[str, Any]) -> Iterator[str]:
@@ -53,9 +54,9 @@ def _cluster(spec: dict[str, Any], annotations: dict[str, str]) -> Iterator[str]
             yield f"{name} names resources twice"
         if "labels" in group["rayStartParams"]:
             yield f"{name} has labels in rayStartParams"
-        if options.get("version") == "v2" and autoscaling:
-            if group["template"]["spec"].get("restartPolicy", "Never") != "Never":
-                yield f"{name}: restartPolicy is Never with autoscaler v2"
+        restarts = group["template"]["spec"].get("restartPolicy", "Never") != "Never"
+        if options.get("version") == "v2" and autoscaling and restarts:
+            yield f"{name}: restartPolicy is Never with autoscaler v2"
     for group in spec.get("workerGroupSpecs", []):
         least, most = group.get("minReplicas"), group.get("maxReplicas")
         if not autoscaling and (least is None or most is None):

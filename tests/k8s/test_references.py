@@ -1,4 +1,4 @@
-"""Everything that an overlay refers to is there: images, settings, claims, secrets, volumes, labels, ports, variables."""
+"""Everything that an overlay refers to is there: images, settings, claims, secrets, volumes, labels, ports."""
 
 from __future__ import annotations
 
