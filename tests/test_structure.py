@@ -97,14 +97,23 @@ def orphans(tests: Iterable[str], modules: Iterable[str]) -> list[str]:
     return lost
 
 
-def loaded_by(statement: str, suspects: Iterable[str]) -> list[str]:
-    """Which of the modules a fresh interpreter has loaded after the statement."""
-    code = f"{statement}\nimport sys\nprint(*sorted(set({tuple(suspects)!r}) & set(sys.modules)))"
+def loaded_by(modules: Iterable[str], suspects: Iterable[str]) -> list[str]:
+    """Which of the suspects a fresh interpreter loads when it imports the modules, with the first that led to each."""
+    code = f"""
+import importlib, sys
+seen = set()
+for module in {tuple(modules)!r}:
+    importlib.import_module(module)
+    found = set({tuple(suspects)!r}) & set(sys.modules) - seen
+    seen |= found
+    for name in sorted(found):
+        print(module, "loads", name)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 # --- the project
@@ -216,16 +225,18 @@ def test_the_serving_pins_are_those_of_all_without_tensorflow() -> None:
 # --- imports that must stay light
 
 
-# `rayml.__main__` runs the program when it is imported.
-@pytest.mark.parametrize("module", [n for n, _ in _modules() if n.startswith("rayml") and n != "rayml.__main__"])
-def test_importing_rayml_loads_neither_tensorflow_nor_ray(module: str) -> None:
-    assert loaded_by(f"import {module}", (*_TENSORFLOW, "ray")) == []
+def test_importing_rayml_loads_neither_tensorflow_nor_ray() -> None:
+    # `rayml.__main__` runs the program when it is imported.
+    modules = [name for name, _ in _modules() if name.startswith("rayml") and name != "rayml.__main__"]
+    assert loaded_by(modules, (*_TENSORFLOW, "ray")) == []
 
 
-@pytest.mark.parametrize("module", [name for name, _ in _modules() if not name.startswith("rayml")])
-def test_importing_the_jobs_and_the_service_loads_no_tensorflow(module: str) -> None:
-    assert loaded_by(f"import {module}", _TENSORFLOW) == []
+def test_importing_the_jobs_and_the_service_loads_no_tensorflow() -> None:
+    assert loaded_by([name for name, _ in _modules() if not name.startswith("rayml")], _TENSORFLOW) == []
 
 
 def test_a_heavy_import_is_caught() -> None:
-    assert loaded_by("import json.decoder", ("json", "ray")) == ["json"]
+    assert loaded_by(["string", "wave", "json.decoder"], ("json", "wave", "ray")) == [
+        "wave loads wave",
+        "json.decoder loads json",
+    ]
