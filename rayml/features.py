@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ PRECISION = "float32"
 _ARRAY, _INDEX = ".npy", ".sha256"
 _COPIES_AT_ONCE = 16  # Of a bucket's objects: each waits most of its time for an answer.
 _DIGEST = np.dtype("S32")  # Compares and sorts as bytes; two of one length are never taken for each other.
+
+
+Digests: TypeAlias = "Sequence[str] | NDArray[np.bytes_]"  # Of pictures: 64 hexadecimal digits, or 32 bytes each.
 
 
 def bank_key(backbone: FrozenBackbone) -> str:
@@ -60,6 +64,7 @@ class FeatureBank:
         self._digests: NDArray[np.bytes_] = np.empty(0, _DIGEST)  # sorted
         self._shard_of: NDArray[np.int32] = np.empty(0, np.int32)
         self._row_of: NDArray[np.int32] = np.empty(0, np.int32)
+        self._paths: dict[int, Path] = {}  # shard -> its array on this machine
         self._opened = False
 
     @classmethod
@@ -87,14 +92,14 @@ class FeatureBank:
         self._sort()
         return len(self._digests)
 
-    def has(self, digests: Sequence[str]) -> NDArray[np.bool_]:
+    def has(self, digests: Digests) -> NDArray[np.bool_]:
         """Which of N pictures are in the bank, bool (N,).
 
         Arguments:
             digests: the sha256 of each.
         """
         self._sort()
-        wanted = _packed(digests)
+        wanted = packed(digests)
         return self._digests[self._places(wanted)] == wanted if len(self._digests) else np.zeros(len(wanted), bool)
 
     def write(self, digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -113,8 +118,8 @@ class FeatureBank:
         if not np.isfinite(vectors).all():
             raise RaymlError("the backbone gave features that are not finite numbers", "Are its weights sound?")
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        index = _packed(digests).tobytes()
-        header = _header(len(digests), self.features)
+        index = packed(digests).tobytes()
+        header = array_header(len(digests), self.features)
         try:
             self.store.put(name + _ARRAY, [header, np.ascontiguousarray(vectors).data.cast("B")])
             self.store.put(name + _INDEX, [index])
@@ -123,25 +128,23 @@ class FeatureBank:
         if self._opened:
             self._add(name, len(header) + vectors.nbytes, index)
 
-    def rows(self, digests: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def rows(self, digests: Digests) -> NDArray[np.float32]:
         """The vectors of N pictures in the order asked for; shards are memory-mapped, one at a time.
 
         Arguments:
             digests: the sha256 of each.
-            out: float32 (N, D) to fill, e.g. a memory-mapped file; a new array by default.
 
         Raises:
             KeyError: a picture that is not in the bank.
             RaymlError: a shard is damaged, or could not be copied to this machine.
         """
-        gathered = np.empty((len(digests), self.features), np.float32) if out is None else out
+        gathered = np.empty((len(digests), self.features), np.float32)
         if not (present := self.has(digests)).all():
-            raise KeyError(digests[int(np.argmin(present))])
-        places = self._places(_packed(digests))
+            raise KeyError(packed(digests)[int(np.argmin(present))].hex())
+        places = self._places(packed(digests))
         order = np.argsort(self._shard_of[places], kind="stable")
         shards = self._shard_of[places][order]
-        used = dict(self._shards[shard] for shard in np.unique(shards))
-        self._files({name + _ARRAY: size for name, size in used.items()})
+        self._fetch(np.unique(shards).tolist())
         bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1), len(order)]
         for start, end in pairwise(bounds):
             if start < end:
@@ -149,9 +152,14 @@ class FeatureBank:
                 gathered[positions] = self._array(int(shards[start]))[self._row_of[places[positions]]]
         return gathered
 
+    def _fetch(self, shards: list[int]) -> None:
+        """Have the arrays of some shards on this machine."""
+        new = [shard for shard in shards if shard not in self._paths]
+        wanted = [(name + _ARRAY, size) for name, size in (self._shards[shard] for shard in new)]
+        self._paths.update(zip(new, self._files(wanted), strict=True))
+
     def _array(self, shard: int) -> NDArray[np.float32]:
-        name, size = self._shards[shard]
-        path = self.store.local(name + _ARRAY, size)
+        name, path = self._shards[shard][0], self._paths[shard]
         try:
             array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -163,7 +171,7 @@ class FeatureBank:
     def _add(self, name: str, size: int, index: bytes) -> None:
         """Take a shard in; one that is not whole (a disk that lost a write) counts as not there."""
         count, rest = divmod(len(index), _DIGEST.itemsize)
-        if count and not rest and size == len(_header(count, self.features)) + count * self.features * 4:
+        if count and not rest and size == len(array_header(count, self.features)) + count * self.features * 4:
             self._pending.append((len(self._shards), np.frombuffer(index, _DIGEST)))
             self._shards.append((name, size))
 
@@ -171,15 +179,16 @@ class FeatureBank:
         """Read the indexes of the shards that are there."""
         sizes = self.store.sizes()
         names = sorted(name.removesuffix(_INDEX) for name in sizes if name.endswith(_INDEX))
-        for name, index in zip(
-            names, self._files({name + _INDEX: sizes[name + _INDEX] for name in names}), strict=True
-        ):
+        indexes = self._files([(name + _INDEX, sizes[name + _INDEX]) for name in names])
+        for name, index in zip(names, indexes, strict=True):
             self._add(name, sizes.get(name + _ARRAY, -1), index.read_bytes())
 
-    def _files(self, sizes: dict[str, int]) -> list[Path]:
-        """Files of this machine for some of the store's, copied side by side where they have to be."""
+    def _files(self, wanted: list[tuple[str, int]]) -> list[Path]:
+        """Files of this machine for names of the store and their sizes, copied side by side where they have to be."""
+        if isinstance(self.store, FolderStore):
+            return [self.store.local(*one) for one in wanted]
         with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
-            return list(pool.map(self.store.local, sizes, sizes.values()))
+            return list(pool.map(lambda one: self.store.local(*one), wanted))
 
     def _sort(self) -> None:
         """Take the shards that were added since the last look into the sorted index.
@@ -205,12 +214,14 @@ class FeatureBank:
         return np.minimum(np.searchsorted(self._digests, wanted), len(self._digests) - 1)
 
 
-def _packed(digests: Sequence[str]) -> NDArray[np.bytes_]:
+def packed(digests: Digests) -> NDArray[np.bytes_]:
     """Hexadecimal sha256 as an array of 32 bytes each."""
+    if isinstance(digests, np.ndarray):
+        return digests
     return np.frombuffer(bytes.fromhex("".join(digests)), _DIGEST)
 
 
-def _header(count: int, features: int) -> bytes:
+def array_header(count: int, features: int) -> bytes:
     """What NumPy writes before the numbers of a float32 array (n, D)."""
     buffer = io.BytesIO()
     described = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}

@@ -154,7 +154,7 @@ class BucketStore(Store):
         """See `Store`; a copy."""
         path = self.folder / name
         if not _has_size(path, size):
-            with _alone(self.folder, name):  # The other processes of this machine wait for the one copy.
+            with alone(self.folder, name):  # The other processes of this machine wait for the one copy.
                 if not _has_size(path, size):
                     self._copies.put(name, self._read(name))
         return path
@@ -254,7 +254,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def alone(folder: Path, name: str) -> Iterator[None]:
     """One thread of one process of this machine at a time, for names that share a lock's file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

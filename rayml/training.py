@@ -80,8 +80,8 @@ class HeadTrainer:
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         depth = len(data.classes)
-        self._train = (tf.constant(data.train_features), tf.one_hot(data.train_labels, depth))
-        self._validation = (tf.constant(data.validation_features), tf.one_hot(data.validation_labels, depth))
+        self._train = (_tensor(data.train_features), tf.one_hot(data.train_labels, depth))
+        self._validation = (_tensor(data.validation_features), tf.one_hot(data.validation_labels, depth))
         self._batch_size = min(batch_size, len(data.train_labels))
         self._compiled_epoch = tf.function(self._epoch, jit_compile=True, autograph=False)
 
@@ -202,6 +202,15 @@ class HeadTrainer:
             loss += self._loss(truth, logits) * float(part.shape[0])
             hits += _hits(truth, logits)
         return loss, hits
+
+
+def _tensor(vectors: NDArray[np.float32]) -> Any:
+    """Vectors as TensorFlow's: on a processor those of a mapped file as they are, so that trials share its pages."""
+    import tensorflow as tf
+
+    if isinstance(vectors, np.memmap) and vectors.size and not tf.config.list_physical_devices("GPU"):
+        return tf.experimental.dlpack.from_dlpack(vectors.__dlpack__())
+    return tf.constant(vectors)
 
 
 def _hits(one_hot: Any, logits: Any) -> Any:

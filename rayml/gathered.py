@@ -1,0 +1,116 @@
+"""Training data brought together in files of each machine, which all trials on it map into memory.
+
+A search hands its data to every trial. Through Ray's object store that is a copy for each machine and, as tensors, one
+more for each trial and head size. Here a recipe travels instead: which pictures of which bank, in which order. The
+first process of a machine that needs it brings the vectors together in two files; the others map the same pages.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.errors import RaymlError
+from rayml.features import FeatureBank, array_header
+from rayml.storage import FolderStore, alone
+from rayml.training import TrainingData
+
+_BLOCK_BYTES = 32 << 20  # Of vectors in memory at a time while they are brought together.
+_KEPT = 3  # Of the data sets used last; each is as large as its vectors, and quickly made again.
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What training data is made of.
+
+    Arguments:
+        bank: holds the vectors.
+        folder: of each machine, for data sets brought together.
+        train, validation: the sha256 of the pictures, 32 bytes each, in their order.
+        train_labels, validation_labels, classes, digest: as in `TrainingData`.
+    """
+
+    bank: FeatureBank
+    folder: Path
+    train: NDArray[np.bytes_]
+    train_labels: NDArray[np.int32]
+    validation: NDArray[np.bytes_]
+    validation_labels: NDArray[np.int32]
+    classes: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredData(TrainingData):
+    """Training data whose vectors are memory-mapped; pickled, it is its recipe."""
+
+    recipe: Recipe
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], GatheredData], tuple[Recipe]]:
+        return gather, (self.recipe,)
+
+
+def gather(recipe: Recipe) -> GatheredData:
+    """Bring the data together on this machine, unless that was done.
+
+    Raises:
+        KeyError: a picture that is not in the bank.
+        RaymlError: a shard is damaged or cannot be copied here, or there is no room.
+    """
+    name = recipe.digest[:32]
+    store = FolderStore(recipe.folder / name)
+    arrays: dict[str, Any] = {}
+    with alone(recipe.folder, name):  # The other processes of this machine wait for the one that does it.
+        for split, digests in (("train", recipe.train), ("validation", recipe.validation)):
+            path = store.folder / f"{split}.npy"
+            shape = (len(digests), recipe.bank.features)
+            arrays[split] = _mapped(path, shape)
+            if arrays[split] is None:
+                store.put(path.name, _parts(recipe.bank, digests))
+                arrays[split] = _mapped(path, shape)
+            if arrays[split] is None:
+                raise RaymlError(f"{path} could not be read back", "Is the disk full?")
+        store.folder.touch()
+        _forget_others(recipe.folder)
+    return GatheredData(
+        arrays["train"],
+        recipe.train_labels,
+        arrays["validation"],
+        recipe.validation_labels,
+        recipe.classes,
+        recipe.digest,
+        recipe,
+    )
+
+
+def _parts(bank: FeatureBank, digests: NDArray[np.bytes_]) -> Iterator[bytes | memoryview]:
+    """The bytes of the file: written, not mapped, so that a full disk is an error and not the process's end."""
+    yield array_header(len(digests), bank.features)
+    block = max(1, _BLOCK_BYTES // (4 * bank.features))
+    for start in range(0, len(digests), block):
+        yield bank.rows(digests[start : start + block]).data.cast("B")
+
+
+def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The vectors in a file; None if it is not there or not what it should be."""
+    try:
+        # Pages are copied when written to, which nobody does: TensorFlow takes only memory that could be.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _forget_others(folder: Path) -> None:
+    """Remove the data sets that were not used for longest; a process that maps one keeps it."""
+    with suppress(OSError):
+        used = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        for path in used[:-_KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
