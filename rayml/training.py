@@ -80,8 +80,8 @@ class HeadTrainer:
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         depth = len(data.classes)
-        self._train = (_tensor(data.train_features), tf.one_hot(data.train_labels, depth))
-        self._validation = (_tensor(data.validation_features), tf.one_hot(data.validation_labels, depth))
+        self._train = (device_vectors(data.train_features), tf.one_hot(data.train_labels, depth))
+        self._validation = (device_vectors(data.validation_features), tf.one_hot(data.validation_labels, depth))
         self._batch_size = min(batch_size, len(data.train_labels))
         self._compiled_epoch = tf.function(self._epoch, jit_compile=True, autograph=False)
 
@@ -204,7 +204,7 @@ class HeadTrainer:
         return loss, hits
 
 
-def _tensor(vectors: NDArray[np.float32]) -> Any:
+def device_vectors(vectors: NDArray[np.float32]) -> Any:
     """Vectors as TensorFlow's: on a processor those of a mapped file as they are, so that trials share its pages."""
     import tensorflow as tf
 

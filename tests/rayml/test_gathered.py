@@ -116,12 +116,12 @@ def test_a_head_learns_the_same_from_mapped_vectors(bank: FeatureBank, tmp_path:
 def test_trials_share_the_vectors(tmp_path: Path) -> None:
     """What TensorFlow takes of a mapped file is the file's pages, not memory of the process's own."""
     code = (
-        "import sys, numpy as np, psutil\nfrom rayml.training import _tensor\n"
+        "import sys, numpy as np, psutil\nfrom rayml.training import device_vectors\n"
         "import tensorflow as tf\n"
         "array = np.load(sys.argv[1], mmap_mode='c')\n"
-        "_tensor(np.zeros((2, 2), np.float32))\n"
+        "device_vectors(np.zeros((2, 2), np.float32))\n"
         "before = psutil.Process().memory_full_info().uss\n"
-        "tensor = _tensor(array)\n"
+        "tensor = device_vectors(array)\n"
         "total = float(tf.reduce_sum(tf.gather(tensor, [0, len(array) - 1])))\n"
         "print(psutil.Process().memory_full_info().uss - before, total)\n"
     )
