@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -43,6 +44,7 @@ _MAX_PICTURE_BYTES = 20 << 20  # as images.ImageLimits
 _MAX_ENTRIES = MAX_GOLDEN + 16
 _HEAD_ARRAYS = ("inner_kernel", "inner_bias", "logits_kernel", "logits_bias")
 _AGAIN = "copy or build the bundle again"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,9 @@ class Bundle:
         head = _read_head(record, contents[HEAD])
         golden = _read_golden(record, contents)
         _check_model(record, head, _sealed(folder, record, MODEL))
-        return cls(folder, hashlib.sha256(data).hexdigest(), record, head, golden)
+        digest = hashlib.sha256(data).hexdigest()
+        _log.debug("bundle %s: digest %s, %d files as sealed", folder, digest, len(record.files))
+        return cls(folder, digest, record, head, golden)
 
     def read_model(self) -> bytes:
         """The graph's bytes, verified again: the folder may have changed since.

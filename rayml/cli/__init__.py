@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
+from rayml.cli.completion import completion
 from rayml.cli.data import data
 from rayml.cli.demo import demo
 from rayml.cli.doctor import doctor
+from rayml.cli.help import Commands, is_verbose, set_verbose
 from rayml.cli.model import evaluate, predict, verify
 from rayml.cli.report import report
 from rayml.cli.serve import serve
@@ -16,35 +19,51 @@ from rayml.cli.tune import tune
 from rayml.errors import RaymlError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
+# Packages that a command may need, and the extra that brings each.
+EXTRAS = {
+    "imagehash": "check",
+    "jinja2": "report",
+    "keras": "tune",
+    "matplotlib": "report",
+    "onnx": "all",
+    "ray": "all",
+    "tensorflow": "tune",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="rayml")
 def rayml() -> None:
     """Labelled photos in, an HTTP image classifier out.
 
     \b
-    rayml demo                             see all of it on a built-in sample
-    rayml tune PHOTOS --out RUN            search for the best classifier
-    rayml evaluate RUN/best PHOTOS/test    see how good it is
-    rayml serve RUN/best                   answer over HTTP
+    rayml demo                                    see all of it on a built-in sample
+    rayml tune PHOTOS --out RUN                   search for the best classifier
+    rayml evaluate RUN/best PHOTOS/validation     see how good it is
+    rayml serve RUN/best                          answer over HTTP
+
+    `rayml COMMAND --help` says more, with examples. Commands end with 0 when they did what they are for, with 2 where
+    the usage or the input was wrong, with 1 where something failed, with 130 after Ctrl-C.
     """
 
 
-for command in (demo, data, tune, report, evaluate, verify, predict, serve, doctor):
+for command in (demo, data, tune, report, evaluate, verify, predict, serve, doctor, completion):
     rayml.add_command(command)
 
 
 def main() -> None:
     """Run the command line; errors that a person can act on are one line, with what to do in a second."""
+    set_verbose(False)
     try:
-        rayml.main(prog_name="rayml", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        code = rayml.main(prog_name="rayml", standalone_mode=False)
+        if isinstance(code, int):  # what `Context.exit` was called with
+            sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except RaymlError as error:
+        if is_verbose():
+            traceback.print_exc()
         click.echo(f"Error: {error.message}", err=True)
         if error.hint:
             click.echo(error.hint, err=True)
@@ -53,11 +72,17 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
-        extra = {"ray": "all", "tensorflow": "tune", "keras": "tune", "onnx": "all", "imagehash": "check"}.get(
-            str(error.name).split(".")[0]
-        )
+        extra = EXTRAS.get(str(error.name).split(".")[0])
         if extra is None:
             raise
         click.echo(f"Error: this command needs the package {error.name}, which is not installed", err=True)
         click.echo(f'Install it with `pip install "rayml[{extra}]"`.', err=True)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk, a folder that may not be written: no bug, and no traceback's business.
+        if error.strerror is None or is_verbose():
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"Error: {error.strerror}{where}", err=True)
+        click.echo("Mend that and run the command again; -v shows where it happened.", err=True)
         sys.exit(1)

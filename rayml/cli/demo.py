@@ -13,13 +13,17 @@ import click
 NAME = "rayml-demo"
 
 
-@click.command()
+@click.command(short_help="See all of it on a built-in sample.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to serve on.")
 @click.option("--keep-serving", is_flag=True, help="Serve on until Ctrl-C.")
 def demo(port: int, keep_serving: bool) -> None:
     """Draw a sample, search for its best classifier, serve it, and classify pictures over HTTP.
 
     Everything is written to a new folder rayml-demo here. One to two minutes on two cores, no network.
+
+    \b
+    rayml demo
+    rayml demo --port 9000 --keep-serving
     """
     from rayml.progress import Progress
     from rayml.sample import write_sample

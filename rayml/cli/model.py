@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from rayml.cli.tables import show_table
 from rayml.errors import InputError, UsageError
 
 engine_option = click.option(
@@ -22,7 +23,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
-@click.command()
+@click.command(short_help="Score a bundle on class folders of photos.")
 @bundle_argument
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @engine_option
@@ -31,7 +32,8 @@ def evaluate(bundle: Path, directory: Path, engine: str, as_json: bool) -> None:
     """Score BUNDLE on DIR, a folder of class folders.
 
     \b
-    rayml evaluate RUN/best photos/validation
+    rayml evaluate run/best photos/validation
+    rayml evaluate run/best photos/test --json | jq .accuracy
     """
     from rayml.evaluation import evaluate as run
     from rayml.predictor import Predictor
@@ -46,18 +48,26 @@ def evaluate(bundle: Path, directory: Path, engine: str, as_json: bool) -> None:
         f"expected calibration error {figures['ece']:.4f} ({figures['ece_uncalibrated']:.4f} without temperature), "
         f"{figures['images_per_s']} images/s"
     )
-    width = max(len(label) for label in figures["per_class"])
-    click.echo(f"{'':{width}}  precision  recall    n")
-    for label, score in figures["per_class"].items():
-        click.echo(f"{label:{width}}  {score['precision']:9.3f}  {score['recall']:6.3f}  {score['n']:3d}")
+    show_table(
+        {"class": "left", "precision": "right", "recall": "right", "n": "right"},
+        [
+            (label, f"{score['precision']:.3f}", f"{score['recall']:.3f}", str(score["n"]))
+            for label, score in figures["per_class"].items()
+        ],
+    )
 
 
-@click.command()
+@click.command(short_help="Check a bundle's digests and answers.")
 @bundle_argument
 @engine_option
 @json_option
 def verify(bundle: Path, engine: str, as_json: bool) -> None:
-    """Check every digest of BUNDLE and that this machine reproduces its golden pictures."""
+    """Check every digest of BUNDLE and that this machine reproduces its golden pictures.
+
+    \b
+    rayml verify run/best
+    rayml verify run/best --engine onnxruntime --json
+    """
     from rayml.predictor import Predictor
 
     predictor = Predictor(bundle, engine)

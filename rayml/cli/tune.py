@@ -9,7 +9,18 @@ from typing import Any
 
 import click
 
+from rayml.cli.help import SectionedCommand
+from rayml.cli.tables import show_table
 from rayml.errors import UsageError
+
+SECTIONS = {
+    "What goes in and comes out": ("out", "config", "validation_fraction", "skip_unreadable", "resume"),
+    "The frozen backbone": ("backbone", "weights", "image_size", "cache"),
+    "The grid": ("size_inner", "learning_rate", "dropout"),
+    "Training": ("mode", "epochs", "batch_size", "seed"),
+    "Stopping early": ("scheduler", "grace_period", "reduction_factor"),
+    "Where it runs": ("address", "storage_path", "trial_cpus", "trial_gpus", "max_concurrent"),
+}
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -27,14 +38,24 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
     return parse
 
 
-@click.command()
+def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For shell completion."""
+    from rayml.backbones import ARCHITECTURES
+
+    return [name for name in ARCHITECTURES if name.startswith(incomplete)]
+
+
+@click.command(cls=SectionedCommand, sections=SECTIONS, short_help="Search for the best classifier of photos.")
 @click.argument("photos", metavar="DATA", required=False, type=click.Path(path_type=Path))
 @click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="New folder for all that comes out.")
 @click.option("--config", metavar="FILE.yaml", type=click.Path(path_type=Path), help="Settings; options go before it.")
 @click.option("--validation-fraction", metavar="SHARE", type=float, help="Where DATA has no validation/, e.g. 0.2.")
 @click.option("--skip-unreadable", is_flag=True, default=None, help="Go on without pictures that cannot be read.")
 @click.option(
-    "--backbone", metavar="NAME", help="xception (default), mobilenet_v2, ... of keras.applications; or tiny."
+    "--backbone",
+    metavar="NAME",
+    shell_complete=_backbones,
+    help="xception (default), mobilenet_v2, ... of keras.applications; or tiny.",
 )
 @click.option("--weights", metavar="imagenet|none|FILE", help="Of the backbone; imagenet by default, none is random.")
 @click.option("--image-size", metavar="PX", type=int, help="Side of the square it looks at; 150 for xception.")
@@ -75,14 +96,30 @@ def tune(photos: Path | None, config: Path | None, as_json: bool, **options: Any
     if as_json:
         click.echo(json.dumps(summary.to_json()))
         return
-    click.echo(
-        f"{'trial':>5}  {'size_inner':>10}  {'learning_rate':>13}  {'status':8}  {'epochs':>6}  {'val_accuracy':>12}"
+    show_table(
+        {
+            "trial": "right",
+            "size_inner": "right",
+            "learning_rate": "right",
+            "status": "left",
+            "epochs": "right",
+            "val_accuracy": "right",
+            "": "left",
+        },
+        [
+            (
+                trial.trial_id,
+                str(trial.size_inner),
+                f"{trial.learning_rate:g}",
+                trial.status,
+                str(trial.epochs),
+                f"{trial.val_accuracy:.4f}",
+                "<- best" if trial == summary.best else "",
+            )
+            for trial in summary.trials
+        ],
+        marked={place for place, trial in enumerate(summary.trials) if trial == summary.best},
     )
-    for trial in summary.trials:
-        mark = "  <- best" if trial == summary.best else ""
-        click.echo(
-            f"{trial.trial_id:>5}  {trial.size_inner:>10}  {trial.learning_rate:>13g}  {trial.status:8}  "
-            f"{trial.epochs:>6}  {trial.val_accuracy:>12.4f}{mark}"
-        )
     click.echo(f"The largest class alone would score {summary.largest_class_share:.4f}.")
+    click.echo(f"The report: {summary.run / 'report.html'}")
     click.echo(f"Next: rayml serve {summary.bundle}")

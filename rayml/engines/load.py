@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from rayml.engines.base import Engine, MissingPackage, give_back_memory
 from rayml.errors import BundleError, UsageError
 
 ENGINES = ("auto", "openvino", "onnxruntime", "tensorflow")
+_log = logging.getLogger(__name__)
 
 
 def load_engine(
@@ -35,6 +37,7 @@ def load_engine(
         )
     graph = model if isinstance(model, bytes) else _read(model)
     engine = _make(graph, name, threads, streams)
+    _log.debug("%s runs a graph of %d bytes with threads=%s, streams=%s", engine.name, len(graph), threads, streams)
     give_back_memory()
     return engine
 
