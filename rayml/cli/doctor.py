@@ -12,7 +12,7 @@ import click
 from rayml.cli.model import json_option
 
 
-@click.command()
+@click.command(short_help="What this machine has, and what is in the way.")
 @click.option("--address", metavar="auto|HOST:PORT", help="Also ask this Ray cluster what it has.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to be served on.")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="Where backbones and features would be.")

@@ -50,7 +50,7 @@ def test_every_command_teaches_by_examples(path: str) -> None:
 
 
 def test_the_overview_lists_every_command_once() -> None:
-    shown = CliRunner().invoke(cli.rayml, ["--help"]).output
+    shown = CliRunner().invoke(cli.rayml, ["--help"], terminal_width=100).output
     for name, command in cli.rayml.commands.items():
         lines = [line for line in shown.splitlines() if line.startswith(f"  {name} ")]
         assert len(lines) == 1, name
