@@ -110,8 +110,9 @@ def test_a_search_in_a_table(photos: Path, tmp_path: Path, run: Any, ray_cluster
     assert [line.split()[:2] for line in lines[1:3]] == [["00000", "4"], ["00001", "5"]]
     assert max(int(line.split()[4]) for line in lines[1:3]) <= 2
     assert sum("<- best" in line for line in lines) == 1
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "The largest class alone would score 0.1000.",
+        f"The report: {tmp_path / 'run' / 'report.html'}",
         f"Next: rayml serve {tmp_path / 'run' / 'best'}",
     ]
 
