@@ -11,13 +11,16 @@ UV ?= uv
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format lock clean
+.PHONY: help demo cluster-demo test check format lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.all ## Install, then sample -> tune -> serve -> classify over HTTP
 	$(VENV)/bin/rayml demo
+
+cluster-demo: $(VENV)/.all ## Install, then the manifests' own texts on a cluster of this machine (Linux)
+	$(VENV)/bin/python -m scripts.cluster_demo
 
 test: $(VENV)/.dev ## Install what tests need, then run them; PYTEST_ARGS="-m slow" for the long ones
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -32,13 +35,14 @@ format: $(VENV)/.dev ## Let ruff put the code into form
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-# The first holds everything; the others take their versions from it, so that all three install the same.
+# The first holds everything; the others take their versions from it, so that all of them install the same.
 COMPILE = $(UV) pip compile --no-config --quiet --universal --python-version 3.10 --only-binary :all: \
 	--generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml requirements/build.in
 lock: ## Renew the pins with uv; LOCK_ARGS=--upgrade for new versions
 	$(COMPILE) $(LOCK_ARGS) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra all -c requirements/dev.txt -o requirements/all.txt
 	$(COMPILE) --extra serve -c requirements/dev.txt -o requirements/serve.txt
+	$(COMPILE) --extra all --extra cuda -c requirements/dev.txt -o requirements/cuda.txt
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,11 +23,9 @@ _LEAST_RAY_FOR_TOKENS = (2, 52, 0)
 
 def operator_faults(document: dict[str, Any]) -> list[str]:
     """Why KubeRay would refuse a RayJob or a RayService; [] where it would take it."""
-    return [
-        *_metadata(document),
-        *_cluster(cluster_spec(document), document["metadata"].get("annotations", {})),
-        *{"RayJob": _job, "RayService": _service}[document["kind"]](document["spec"]),
-    ]
+    of_kind = {"RayJob": _job, "RayService": _service}[document["kind"]]
+    annotations = document["metadata"].get("annotations", {})
+    return [*_metadata(document), *_cluster(cluster_spec(document), annotations), *of_kind(document["spec"])]
 
 
 def _metadata(document: dict[str, Any]) -> Iterator[str]:
@@ -54,8 +52,8 @@ def _cluster(spec: dict[str, Any], annotations: dict[str, str]) -> Iterator[str]
             yield f"{name} names resources twice"
         if "labels" in group["rayStartParams"]:
             yield f"{name} has labels in rayStartParams"
-        restarts = group["template"]["spec"].get("restartPolicy", "Never") != "Never"
-        if options.get("version") == "v2" and autoscaling and restarts:
+        restart = group["template"]["spec"].get("restartPolicy", "Never")
+        if options.get("version") == "v2" and autoscaling and restart != "Never":
             yield f"{name}: restartPolicy is Never with autoscaler v2"
     for group in spec.get("workerGroupSpecs", []):
         least, most = group.get("minReplicas"), group.get("maxReplicas")

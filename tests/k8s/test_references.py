@@ -1,4 +1,4 @@
-"""Everything that an overlay refers to is there: images, settings, claims, secrets, volumes, labels, ports."""
+"""What an overlay refers to is there: images, settings, claims, secrets, volumes, labels, ports, variables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.container import PORT
 from tests.k8s.rendered import K8S, OVERLAYS, ROOT, Pod, cluster_spec, documents, one, pods, selects, serve_config
 from tune_jobs.config import SearchSettings, make_settings
 
@@ -177,6 +178,7 @@ def test_ports_that_are_let_in_are_open(overlay: str) -> None:
 def test_the_services_port_is_the_same_everywhere() -> None:
     for overlay in OVERLAYS:
         port = serve_config(overlay)["http_options"]["port"]
+        assert port == PORT
         for pod in pods(overlay):
             if pod.owner.startswith("RayService/"):
                 ports = {p["name"]: p["containerPort"] for p in pod.spec["containers"][0]["ports"]}

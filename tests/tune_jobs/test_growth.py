@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from rayml.errors import SearchError
+from rayml.sample import write_sample
 from tests.tune_jobs import small
+from tests.tune_jobs.grow import HEAD_ID
 from tune_jobs.cluster import Node
 from tune_jobs.growth import Demand, await_room
 
@@ -91,7 +98,7 @@ AUTOSCALING = {
     "max_workers": 2,
     "idle_timeout_minutes": 5,
     "upscaling_speed": 20.0,
-    "provider": {"type": "fake_multinode", "launch_multiple": True},
+    "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": HEAD_ID},
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
@@ -110,3 +117,25 @@ AUTOSCALING = {
     "head_start_ray_commands": [],
     "worker_start_ray_commands": [],
 }
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_worker_grows_for_a_search() -> None:
+    """The job's own command against Ray's autoscaler, version 2, from a head alone to a bundle."""
+    if os.geteuid():
+        pytest.skip("a network of its own needs root")
+    with tempfile.TemporaryDirectory(prefix="rayml-", dir="/var/tmp") as name:
+        folder = Path(name)
+        write_sample(folder / "photos", train_per_class=6, validation_per_class=3)
+        (folder / "autoscaling.json").write_text(json.dumps(AUTOSCALING))
+        settings = {"data": str(folder / "photos"), "out": str(folder / "run"), "cache": str(folder / "cache")}
+        settings |= {"backbone": "tiny", "size_inner": [4, 8], "learning_rate": [0.01], "epochs": 2, "batch_size": 16}
+        settings |= {"scheduler": "none", "address": "auto", "trial_cpus": 1, "max_concurrent": 2}
+        (folder / "tune.yaml").write_text(json.dumps({**settings, "scale_up_timeout_s": 400}))
+        command = [sys.executable, "-m", "tests.tune_jobs.grow", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("0\n"), done.stdout
+        assert "ray: 0 of 2 trials have a place; waiting for the cluster to grow" in done.stdout
+        assert "ray: 2 CPUs and 0 GPUs; 2 machines" in done.stdout
+        assert (folder / "run" / "best" / "bundle.json").is_file()
