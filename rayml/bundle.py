@@ -33,7 +33,7 @@ from rayml import arrays, bundle_json, graph
 from rayml.bundle_json import CARD, GOLDEN, GOLDEN_INDEX, GOLDEN_LOGITS, HEAD, MODEL, RECORD, Record, Training
 from rayml.errors import BundleError, UsageError
 from rayml.head import HeadWeights
-from rayml.model_card import model_card
+from rayml.model_card import CardNotes, model_card
 
 __all__ = ["Bundle", "BundleContents", "Golden", "Record", "Training", "write_bundle"]
 
@@ -67,6 +67,7 @@ class BundleContents:
     Arguments:
         name, version, classes, preprocessing, image_size_px, backbone_name, weights_sha256, dropout, training,
             metrics, temperature, created: as in `bundle_json.Record`; `created` empty means now.
+        notes: what the model card says beyond that.
         model: ONNX from `graph.attach_head`.
         head: what was attached.
         golden: pictures, with logits from the training path, not from the engine that is to be checked.
@@ -87,6 +88,7 @@ class BundleContents:
     golden: Golden = field(repr=False)
     version: int = 1
     created: str = ""
+    notes: CardNotes = field(default_factory=CardNotes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +233,7 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
 
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     unsealed = record({**digests, CARD: "0" * 64})  # The card is made from all but `files`, and is one of them.
-    files[CARD] = model_card(unsealed).encode()
+    files[CARD] = model_card(unsealed, c.notes).encode()
     files[RECORD] = record({**digests, CARD: hashlib.sha256(files[CARD]).hexdigest()}).to_json()
     return files
 

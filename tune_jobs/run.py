@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from rayml.backbones import BackboneSpec, backbone_spec
+from rayml.backbones import TINY, BackboneSpec, backbone_spec
 from rayml.bundle import BundleContents, Golden, Training, write_bundle
 from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
@@ -33,6 +33,7 @@ from rayml.evaluation import scores
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
 from rayml.graph import attach_head
+from rayml.model_card import CardNotes, data_licence
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
 from rayml.report import keep_report
@@ -275,6 +276,12 @@ def seal(
             model=attach_head(backbone.graph(), won.head),
             head=won.head,
             golden=Golden(tuple(pictures[name] for name in sorted(pictures)), won.head.logits(features)),
+            notes=CardNotes(
+                counts=manifest.counts(),
+                weights=Path(settings.weights or ("builtin" if backbone.name == TINY else "imagenet")).name,
+                data_licence=data_licence(manifest.root),
+                versions={"python": platform.python_version(), **_versions()},
+            ),
         ),
     )
 

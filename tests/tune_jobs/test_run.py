@@ -105,6 +105,14 @@ def test_the_bundle_scores_exactly_what_the_table_says(summary: RunSummary, fold
     assert figures["accuracy"] > 0.4  # three epochs on 120 drawings; a trivial rule has 0.1
 
 
+def test_the_model_card_knows_the_photos(summary: RunSummary) -> None:
+    card = (summary.bundle / "MODEL_CARD.md").read_text()
+    assert "| all | 120 | 60 |" in card
+    assert "Backbone's weights: made for rayml from drawings" in card
+    assert "unknown: no licence file lay beside the photos" in card
+    assert "Made with python 3." in card
+
+
 def test_the_report_reads_what_the_search_wrote(summary: RunSummary) -> None:
     found = read_run(summary.run)
     cells = [(trial.trial_id, trial.size_inner, trial.learning_rate, len(trial.epochs)) for trial in found.trials]
