@@ -34,13 +34,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import machine, spread, versions, write_result
+HERE = Path(__file__).resolve().parent
+# This file has the package's name and lies first on the module path.
+sys.path.insert(0, str(HERE.parent))
 
-from rayml.bundle import Bundle
-from serving.config import usable_cores
-from serving.processes import adopt_orphans, descendants, end_descendants
+from measure import machine, spread, versions, write_result  # noqa: E402
 
-HERE = Path(__file__).parent
+from rayml.bundle import Bundle  # noqa: E402
+from serving.config import usable_cores  # noqa: E402
+from serving.processes import adopt_orphans, descendants, end_descendants  # noqa: E402
+
 BASE = ("openvino==2026.3.0", "pillow", "numpy")
 KERAS = ("tensorflow-cpu==2.21.0", "pillow")
 # In Keras' spelling, for the rivals that predict with Keras.
@@ -107,7 +110,7 @@ def main() -> int:
     figures: dict[str, dict[int, list[dict[str, float]]]] = {}
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rayml-bench-")))
-        photos = _photos(arguments.photos, work / "photos")
+        photos = _photos(arguments.photos)
         surroundings = _surroundings(arguments.bundle)
         for number in range(arguments.rounds):
             bare = _measure_bare(bare_bin, photos, surroundings, arguments.seconds)
@@ -333,7 +336,7 @@ def _versions(folder: Path) -> dict[str, str]:
     return {p["name"]: p["version"] for p in json.loads(listed.stdout) if p["name"].lower().startswith(shown)}
 
 
-def _photos(folder: Path, _work: Path) -> list[bytes]:
+def _photos(folder: Path) -> list[bytes]:
     paths = sorted(folder.rglob("*.jpg"))
     step = max(1, len(paths) // 64)
     photos = [path.read_bytes() for path in paths[::step][:64]]

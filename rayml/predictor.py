@@ -19,6 +19,9 @@ from rayml.metrics import softmax
 # Float32 engines add the same numbers in another order: 2e-6 (ImageNet's MobileNetV2 on 38 photos, Keras against
 # OpenVINO and ONNX Runtime). In bfloat16 the same photos miss by 2e-2 to 2e-1; other pixels or another head by more.
 GOLDEN_TOLERANCE = 1e-3
+# Who asks for bfloat16 accepts other logits, up to a twentieth of the largest, but no other label; a bundle whose
+# golden pictures miss by more stays in float32.
+GOLDEN_TOLERANCES = {"float32": GOLDEN_TOLERANCE, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Predictor:
         engine: "auto", "openvino" or "onnxruntime".
         threads, streams: as in `engines.load_engine`.
         limits: how large a picture may be.
+        precision: what the engine computes in, one of `engines.PRECISIONS`; `check_golden` says whether it will do.
 
     Raises:
         BundleError: not a bundle, made with another preprocessing, or refused by the engine.
@@ -60,6 +64,7 @@ class Predictor:
         *,
         streams: int | None = None,
         limits: images.ImageLimits = images.DEFAULT_LIMITS,
+        precision: str = "float32",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         record = self.bundle.record
@@ -71,7 +76,8 @@ class Predictor:
                 "use the rayml that made the bundle, or tune again with this one",
             )
         self.limits = limits
-        self.engine = load_engine(self.bundle.read_model(), engine, threads, streams)
+        self.precision = precision
+        self.engine = load_engine(self.bundle.read_model(), engine, threads, streams, precision)
 
     def predict(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Answer for encoded pictures (JPEG, PNG, WebP).
@@ -120,8 +126,8 @@ class Predictor:
             The largest difference of a logit, as a share of the largest golden logit (at least of 1).
 
         Raises:
-            BundleError: it is above `GOLDEN_TOLERANCE`, or a picture falls into another class. Two classes nearer to
-                each other than the tolerance are a tie, which either may win.
+            BundleError: it is above the precision's tolerance, or a picture falls into another class. Two classes
+                nearer to each other than float32's tolerance are a tie, which either may win.
         """
         golden = self.bundle.golden
         try:
@@ -132,13 +138,17 @@ class Predictor:
         scale = max(1.0, float(np.abs(golden.logits).max()))
         differences = np.abs(logits - golden.logits).max(axis=1) / scale  # (G,), NaN where the engine gave NaN
         behind = golden.logits.max(axis=1) - golden.logits[np.arange(len(logits)), logits.argmax(axis=1)]
-        wrong = ~(differences <= GOLDEN_TOLERANCE) | (behind > GOLDEN_TOLERANCE * scale)
+        tolerance = GOLDEN_TOLERANCES[self.precision]
+        wrong = ~(differences <= tolerance) | (behind > GOLDEN_TOLERANCE * scale)
         if wrong.any():
             worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
             raise BundleError(
-                f"{self.engine.name} must reproduce the golden logits within {GOLDEN_TOLERANCE:g} of their size. "
+                f"{self.engine.name} in {self.precision} must reproduce the golden logits within {tolerance:g} "
+                "of their size, and every label. "
                 f"Received: {int(wrong.sum())} of {len(wrong)} pictures differ, picture {worst} "
                 f"by {differences[worst]:.2g}",
-                "do not serve this bundle here; try another engine, or tune again with this rayml",
+                "do not serve this bundle here; try another engine, or tune again with this rayml"
+                if self.precision == "float32"
+                else "serve this bundle in float32",
             )
         return float(differences.max())

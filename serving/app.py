@@ -49,6 +49,7 @@ class Classifier:
         threads: pictures decoded and classified at once, at least 1.
         limits: the fields of a `RequestLimits`.
         access: the fields of an `Access`.
+        precision: one of `rayml.engines.PRECISIONS`.
 
     Raises:
         BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
@@ -56,10 +57,16 @@ class Classifier:
     """
 
     def __init__(
-        self, bundle: str, engine: str, threads: int, limits: dict[str, Any], access: dict[str, Any] | None = None
+        self,
+        bundle: str,
+        engine: str,
+        threads: int,
+        limits: dict[str, Any],
+        access: dict[str, Any] | None = None,
+        precision: str = "float32",
     ) -> None:
         bounds, rules = RequestLimits(**limits), Access(**(access or {}))
-        models = Models([ServedModel(Path(bundle), engine, threads, bounds)])
+        models = Models([ServedModel(Path(bundle), engine, threads, bounds, precision)])
         self.service = Service(
             models,
             threads,
@@ -116,6 +123,7 @@ class AppArguments(BaseModel):
 
     bundle: str
     engine: str = "auto"
+    precision: str = "float32"
     replicas: int | None = None
     threads: int | None = None
     limits: dict[str, Any] = Field(default_factory=dict)
@@ -137,6 +145,7 @@ def build(arguments: AppArguments) -> "Application":
 
     settings = ServeSettings(
         engine=arguments.engine,
+        precision=arguments.precision,
         replicas=arguments.replicas,
         threads=arguments.threads,
         limits=RequestLimits(**arguments.limits),
@@ -155,6 +164,11 @@ def build(arguments: AppArguments) -> "Application":
         graceful_shutdown_timeout_s=limits.deadline_s,
     )
     application: Application = as_deployment(Classifier).bind(
-        arguments.bundle, settings.engine, settings.thread_count, asdict(limits), arguments.access.model_dump()
+        arguments.bundle,
+        settings.engine,
+        settings.thread_count,
+        asdict(limits),
+        arguments.access.model_dump(),
+        settings.precision,
     )
     return application

@@ -23,18 +23,21 @@ class ServedModel:
         engine: one of `serving.config.ENGINES`.
         threads: pictures that it classifies side by side, at least 1.
         limits: what a picture may cost.
+        precision: what the engine computes in, one of `rayml.engines.PRECISIONS`.
 
     Raises:
         BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
     """
 
-    def __init__(self, bundle: Path, engine: str, threads: int, limits: RequestLimits) -> None:
+    def __init__(
+        self, bundle: Path, engine: str, threads: int, limits: RequestLimits, precision: str = "float32"
+    ) -> None:
         opened = Bundle.open(bundle)
         record = opened.record
         identity = ModelIdentity(record.name, str(record.version), opened.digest)
         self.facts = ModelFacts(identity, tuple(record.classes), record.image_size_px)
         # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
-        self._predictor = Predictor(opened, engine, threads, streams=threads, limits=limits.image)
+        self._predictor = Predictor(opened, engine, threads, streams=threads, limits=limits.image, precision=precision)
         self._predictor.check_golden()
         # A picture for warming up: it went through the whole training path.
         self.sample: bytes = opened.golden.pictures[0]

@@ -141,6 +141,7 @@ class Server:
             arguments = AppArguments(
                 bundle=str(self.bundle.resolve()),
                 engine=settings.engine,
+                precision=settings.precision,
                 replicas=settings.replica_count,
                 threads=settings.thread_count,
                 limits=asdict(settings.limits),

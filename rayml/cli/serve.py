@@ -33,6 +33,13 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
     help="What runs the model.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What the engine computes in; bfloat16 must give every golden picture its label.",
+)
+@click.option(
     "--replicas",
     callback=_count_or_auto,
     default=AUTO,
@@ -69,6 +76,7 @@ def serve(
     host: str,
     port: int,
     engine: str,
+    precision: str,
     replicas: int | None,
     threads: int | None,
     api_key_file: str | None,
@@ -92,6 +100,7 @@ def serve(
         host=host,
         port=port,
         engine=engine,
+        precision=precision,
         replicas=replicas,
         threads=threads,
         api_key_file=api_key_file,

@@ -6,6 +6,6 @@ tensorflow   the reference that the others are measured against: wraps a Keras m
 """
 
 from rayml.engines.base import Engine
-from rayml.engines.load import ENGINES, load_engine
+from rayml.engines.load import ENGINES, PRECISIONS, load_engine
 
-__all__ = ["ENGINES", "Engine", "load_engine"]
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "load_engine"]

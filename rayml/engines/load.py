@@ -8,12 +8,17 @@ from pathlib import Path
 from rayml.engines.base import Engine, MissingPackage, give_back_memory
 from rayml.errors import BundleError, UsageError
 
+PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "openvino", "onnxruntime", "tensorflow")
 _log = logging.getLogger(__name__)
 
 
 def load_engine(
-    model: bytes | Path, name: str = "auto", threads: int | None = None, streams: int | None = None
+    model: bytes | Path,
+    name: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+    precision: str = "float32",
 ) -> Engine:
     """Make a graph ready to run.
 
@@ -23,31 +28,36 @@ def load_engine(
         name: "openvino", "onnxruntime", or "auto": OpenVINO where it is installed, else ONNX Runtime.
         threads: how many threads it computes with, all callers together; as many as there are processors by default.
         streams: how many pictures it works on side by side, sharing the threads; OpenVINO only, see there.
+        precision: what it computes in, one of `PRECISIONS`; bfloat16 with OpenVINO only, where the processor has it.
 
     Raises:
-        UsageError: an unknown name, an engine that is not installed, or fewer threads or streams than 1.
+        UsageError: an unknown name or precision, one that is not there, or fewer threads or streams than 1.
         BundleError: the engine does not accept the graph.
     """
     if name not in ENGINES:
         raise UsageError(f"engine must be one of {', '.join(ENGINES)}. Received: {name!r}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    if precision != "float32" and name == "onnxruntime":
+        raise UsageError(f"onnxruntime must compute in float32. Received: {precision}", "use openvino, or float32")
     if name == "tensorflow":
         raise UsageError(
             "an engine that reads ONNX was expected. Received: 'tensorflow', which runs a Keras model with its weights",
             "use openvino or onnxruntime; in Python, rayml.engines.tensorflow.TensorFlowEngine(keras_model)",
         )
     graph = model if isinstance(model, bytes) else _read(model)
-    engine = _make(graph, name, threads, streams)
+    engine = _make(graph, name if precision == "float32" else "openvino", threads, streams, precision)
     _log.debug("%s runs a graph of %d bytes with threads=%s, streams=%s", engine.name, len(graph), threads, streams)
     give_back_memory()
     return engine
 
 
-def _make(graph: bytes, name: str, threads: int | None, streams: int | None) -> Engine:
+def _make(graph: bytes, name: str, threads: int | None, streams: int | None, precision: str) -> Engine:
     if name in ("auto", "openvino"):
         from rayml.engines.openvino import OpenVINOEngine
 
         try:
-            return OpenVINOEngine(graph, threads, streams)
+            return OpenVINOEngine(graph, threads, streams, precision)
         except MissingPackage:
             if name == "openvino":
                 raise

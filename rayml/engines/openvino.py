@@ -19,9 +19,11 @@ from rayml.errors import BundleError, UsageError
 
 _log = logging.getLogger(__name__)
 
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
 
 class OpenVINOEngine(Engine):
-    """A graph compiled by OpenVINO, in float32.
+    """A graph compiled by OpenVINO.
 
     Arguments:
         model: ONNX, uint8 (N, H, W, 3) -> float32 (N, K).
@@ -29,16 +31,23 @@ class OpenVINOEngine(Engine):
         streams: pictures worked on side by side, with `threads / streams` threads each; as many as threads by default,
             which takes the least processor time a picture (MobileNetV2: 8.5 ms against 12.5 with one stream of two
             threads; Xception: 48 against 56). 1 gives the quickest single answer of a large network.
+        precision: what it computes in, one of `PRECISIONS`; weights and results are float32 in any case.
 
     Raises:
         MissingPackage: OpenVINO is not installed.
-        UsageError: fewer threads or streams than 1.
+        UsageError: fewer threads or streams than 1, or a precision that the processor does not have.
         BundleError: OpenVINO does not accept the graph.
     """
 
     name = "openvino"
 
-    def __init__(self, model: bytes, threads: int | None = None, streams: int | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int | None = None,
+        streams: int | None = None,
+        precision: str = "float32",
+    ) -> None:
         # OpenVINO's converter for other formats comes with its import where it is there. It reports each import to
         # Google Analytics, and takes a second and 12 MB that nobody needs here.
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
@@ -54,13 +63,19 @@ class OpenVINOEngine(Engine):
             raise UsageError(f"streams must be at least 1. Received: streams={streams}")
         settings: dict[str, Any] = {
             # Left alone it computes in bfloat16 where the processor can: other answers on another machine.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
             # Pinned, the threads of two processes sit on the same cores (39 images/s instead of 72 on two cores).
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": self.streams,
         }
         core = openvino.Core()
+        # Asked for more than there is, OpenVINO would compute in float32 without a word.
+        if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UsageError(
+                "bfloat16 needs a processor that computes in it (AVX512-BF16 or AMX). Received: one that does not",
+                "use float32",
+            )
         try:
             graph = core.read_model(model, b"")
             graph.reshape({0: [1, *graph.input(0).partial_shape[1:]]})

@@ -88,6 +88,26 @@ def test_openvino_computes_in_float32_unpinned(model: bytes) -> None:
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
 
 
+def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(
+    model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    has_it = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if has_it:
+        compiled = load_engine(model, "auto", threads=1, precision="bfloat16")._compiled  # type: ignore[attr-defined]
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16"
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(UsageError, match="needs a processor"):
+        load_engine(model, "openvino", threads=1, precision="bfloat16")
+
+
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("auto", "int8"), ("auto", "")])
+def test_precisions_that_are_refused(model: bytes, name: str, precision: str) -> None:
+    with pytest.raises(UsageError, match="Received"):
+        load_engine(model, name, precision=precision)
+
+
 def test_auto_prefers_openvino(model: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(model)
     assert load_engine(tmp_path / "model.onnx").name == "openvino"

@@ -12,7 +12,7 @@ from rayml.errors import BundleError, InputError
 from rayml.graph import attach_head
 from rayml.images import ImageLimits
 from rayml.metrics import softmax
-from rayml.predictor import GOLDEN_TOLERANCE, Predictor
+from rayml.predictor import GOLDEN_TOLERANCE, GOLDEN_TOLERANCES, Predictor
 from tests.rayml import small
 
 
@@ -109,6 +109,29 @@ def test_a_golden_check_is_as_strict_as_it_says(tmp_path: Path) -> None:
     (tmp_path / "b").rename(tmp_path / "a")
     with pytest.raises(BundleError, match="1 of 6"):
         _with_golden(tmp_path, change * 3).check_golden()
+
+
+def test_bfloat16_may_miss_by_more_but_not_by_a_label(tmp_path: Path) -> None:
+    golden = small.contents().golden
+    scale = max(1.0, float(np.abs(golden.logits).max()))
+    near = _with_golden(tmp_path, np.full((6, 3), GOLDEN_TOLERANCES["bfloat16"] * scale * 0.5))
+    near.precision = "bfloat16"  # Judged as bfloat16 is, whatever this processor computes in.
+    near.check_golden()
+    (tmp_path / "b").rename(tmp_path / "a")
+    far = _with_golden(tmp_path, np.full((6, 3), GOLDEN_TOLERANCES["bfloat16"] * scale * 1.5))
+    far.precision = "bfloat16"
+    with pytest.raises(BundleError, match="in bfloat16 must reproduce"):
+        far.check_golden()
+    # A label that changes within the tolerance: the two best classes of the first picture change places.
+    (tmp_path / "b").rename(tmp_path / "c")
+    change = np.zeros((6, 3))
+    second, first = np.argsort(golden.logits[0])[-2:]
+    gap = float(golden.logits[0, first] - golden.logits[0, second])
+    change[0, second] = gap + 0.01 * scale
+    other = _with_golden(tmp_path, change)
+    other.precision = "bfloat16"
+    with pytest.raises(BundleError, match="1 of 6"):
+        other.check_golden()
 
 
 def test_another_head_does_not_pass_for_the_golden_one(tmp_path: Path) -> None:
