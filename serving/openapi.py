@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.limits import RequestLimits
 from serving.protocols.base import Answer, ModelFacts, dump
+from serving.protocols.explain import GRID
 
 _JSON = "application/json"
 _Schema = dict[str, Any]
@@ -46,6 +47,7 @@ def document(model: ModelFacts, limits: RequestLimits) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     paths["/predict"] = {"post": _predict(examples)}
     paths["/predict/batch"] = {"post": _batch(examples, limits)}
+    paths["/explain"] = {"post": _explain(examples, paths["/predict"]["post"])}
     paths["/lesson"] = {"post": _lesson(examples)}
     live, ready = _object(status={"const": "live"}), {"status": "ready", "model": examples.model}
     paths["/healthz"] = {"get": _get("Whether the server lives", "health", live, {"status": "live"}, key=False)}
@@ -133,6 +135,17 @@ def _batch(examples: _Examples, limits: RequestLimits) -> dict[str, Any]:
     }
     answer = {"predictions": [examples.prediction, examples.prediction], "model": examples.model}
     return _post("Classify many pictures", "predict_batch", content, _ref("Answers"), answer)
+
+
+def _explain(examples: _Examples, predict: dict[str, Any]) -> dict[str, Any]:
+    row = [0.1, 0.3, 1.2, 2.5, 1.0, 0.2, -0.1]
+    answer = {name: examples.prediction[name] for name in ("label", "confidence")}
+    answer |= {"grid": [row] * GRID, "model": examples.model}
+    content = {kind: shown for kind, shown in predict["requestBody"]["content"].items() if kind != _JSON}
+    content[_JSON] = {"schema": _ref("Image"), "example": {"image": examples.base64}}
+    about = "Where the model looked: by how much the label's log-odds fall with each of 7 x 7 places covered"
+    operation = _post(about, "explain", content, _ref("Explanation"), answer)
+    return operation | {"parameters": predict["parameters"]}
 
 
 def _lesson(examples: _Examples) -> dict[str, Any]:
@@ -256,6 +269,9 @@ def _schemas(model: ModelFacts) -> dict[str, _Schema]:
         "Url": _object(url={"type": "string", "format": "uri", "maxLength": 2048}),
         "Answer": _object(**prediction, model=_ref("Model")),
         "Answers": _object(predictions={"type": "array", "items": _object(**prediction)}, model=_ref("Model")),
+        "Explanation": _object(
+            label=prediction["label"], confidence=share, grid=_square(number, GRID), model=_ref("Model")
+        ),
         "Scores": _object(**dict.fromkeys(model.classes, number)),
         "V1Request": {"oneOf": [by_row, by_column]},
         "V1Response": {"type": "object"},
@@ -282,6 +298,12 @@ def _schemas(model: ModelFacts) -> dict[str, _Schema]:
 
 def _object(**members: Any) -> _Schema:
     return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
+
+
+def _square(item: _Schema, side: int) -> _Schema:
+    """An array of `side` arrays of as many items."""
+    row: _Schema = {"type": "array", "minItems": side, "maxItems": side, "items": item}
+    return {**row, "items": row}
 
 
 def _ref(name: str) -> _Schema:

@@ -6,17 +6,18 @@ what the replica knows, or speaks a protocol: it reads a body, and pictures in i
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from rayml.errors import InputError
-from serving import docs_page, openapi
+from serving import docs_page, openapi, page
 from serving.limits import RequestLimits
 from serving.metrics import Metrics
 from serving.models import Models
-from serving.protocols import base, openinference, rayml, tfserving
+from serving.protocols import base, explain, openinference, rayml, tfserving
 from serving.protocols.base import Answer, ModelFacts, Work
 
 _GET = ("GET", "HEAD")
@@ -100,6 +101,24 @@ async def _docs(context: Context, _target: Target) -> Answer:
     return docs_page.html_page(context.models.live.facts, context.limits)
 
 
+def _static(path: str) -> Page:
+    async def file(_context: Context, _target: Target) -> Answer:
+        return page.static(path)
+
+    return file
+
+
+def _example(path: str) -> Page:
+    async def drawing(_context: Context, _target: Target) -> Answer:
+        return await asyncio.to_thread(page.example, path)
+
+    return drawing
+
+
+async def _about(context: Context, _target: Target) -> Answer:
+    return page.about(context.models.live.facts, context.limits)
+
+
 async def _v1_status(context: Context, target: Target) -> Answer:
     facts = (await context.models.get(target.name, target.version)).facts
     return tfserving.status(context.models.versions(facts.identity.name) if target.version is None else [facts])
@@ -142,6 +161,7 @@ def _plain(
 
 _PREDICT = Protocol(rayml.max_body_bytes, rayml.parse)
 _BATCH = Protocol(rayml.max_batch_bytes, rayml.parse_batch)
+_EXPLAIN = Protocol(rayml.max_body_bytes, explain.parse)
 _LESSON = Protocol(rayml.max_batch_bytes, rayml.parse_lesson)
 _V1 = Protocol(tfserving.max_body_bytes, tfserving.parse)
 _V2 = Protocol(openinference.max_body_bytes, openinference.parse)
@@ -151,6 +171,7 @@ FIXED: dict[str, Route] = {
     for route in (
         Route("/predict", _POST, protocol=_PREDICT),
         Route("/predict/batch", _POST, protocol=_BATCH),
+        Route("/explain", _POST, protocol=_EXPLAIN),
         Route("/lesson", _POST, protocol=_LESSON),
         Route("/healthz", _GET, _live, needs_key=False),
         Route("/readyz", _GET, _ready, needs_key=False),
@@ -161,6 +182,12 @@ FIXED: dict[str, Route] = {
         _plain("/v2/health/live", _GET, _v2_live, needs_key=False),
         _plain("/v2/health/ready", _GET, _v2_ready, needs_key=False),
     )
+}
+# The web page, for people: the document of the API leaves it out.
+WEB: dict[str, Route] = {
+    page.ABOUT: Route(page.ABOUT, _GET, _about),
+    **{path: Route(path, _GET, _static(path), needs_key=False) for path in page.FILES},
+    **{path: Route("/web/examples", _GET, _example(path), needs_key=False) for path in page.EXAMPLES},
 }
 _V1_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?(:predict|/metadata|)")
 _V1_ROUTES = {
@@ -186,7 +213,7 @@ def find(path: str, query: bytes = b"") -> tuple[Route, Target]:
         path: as it was sent, percent-decoded.
         query: `version` and `model` in it choose among the models on rayml's own routes.
     """
-    route = FIXED.get(path)
+    route = FIXED.get(path) or WEB.get(path)
     if route is not None:
         return route, _target(query) if query else Target()
     if path.startswith("/v1/"):

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from rayml.sample import CLASSES
+from serving.limits import RequestLimits
+from serving.page import EXAMPLES, FILES, HEADERS, about, example, static
+from serving.protocols.base import ModelFacts, ModelIdentity
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_each_file_is_there_and_small(path: str) -> None:
+    answer = static(path)
+    assert answer.status == 200 and answer.content_type == FILES[path][1]
+    assert 100 < len(answer.body) < 20_000
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_policy_allows_nothing_inline_and_nothing_from_elsewhere() -> None:
+    policy = HEADERS["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert not re.search(r"unsafe|http|\*|data:", policy)
+
+
+def test_the_page_keeps_to_it() -> None:
+    html, script, style = (static(path).body.decode() for path in ("/", "/web/app.js", "/web/style.css"))
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", html)
+    for linked in re.findall(r'(?:src|href)="([^"]+)"', html):
+        assert linked in FILES
+    # No address of anywhere else, and no way from a name to markup.
+    assert not re.search(r"https?://|//cdn", html + script + style)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage|cookie", script)
+
+
+def test_what_is_asked_of_the_document_is_in_it() -> None:
+    html, script = static("/").body.decode(), static("/web/app.js").body.decode()
+    wanted = set(re.findall(r'\$\("([\w-]+)"\)', script)) | {"files", "camera"}
+    assert wanted <= set(re.findall(r'id="([\w-]+)"', html))
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_drawings(path: str) -> None:
+    answer = example(path)
+    with Image.open(io.BytesIO(answer.body)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (192, 192))
+    assert answer.content_type == "image/jpeg" and len(answer.body) < 30_000
+
+
+def test_what_the_page_is_told() -> None:
+    identity = ModelIdentity("garments", "3", "ab" * 32)
+    said = json.loads(about(ModelFacts(identity, ("hat", "sofa"), 64), RequestLimits(max_image_bytes=1000)).body)
+    assert said == {
+        "model": identity.to_dict(),
+        "classes": ["hat", "sofa"],
+        "examples": ["hat"],  # Drawings of what the model does not know would only mislead.
+        "limits": {"max_image_bytes": 1000, "max_pixels": 50_000_000},
+    }
+    assert set(EXAMPLES.values()) == set(CLASSES)
