@@ -87,7 +87,7 @@ function add(files) {
     const image = card.querySelector("img");
     image.src = URL.createObjectURL(file);
     image.alt = file.name || "pasted picture";
-    image.onerror = () => image.remove(); // Not a picture: the server says so.
+    image.onerror = () => (image.parentElement.hidden = true); // Not a picture: the server says so.
     card.querySelector(".file").textContent = file.name || "pasted picture";
     const job = { file, card, url: image.src };
     card.querySelector(".again").onclick = () => enqueue(job);
@@ -163,7 +163,10 @@ function row(label, share) {
   const number = document.createElement("span");
   number.className = "share";
   number.textContent = percent(share);
-  cell.append(track, number);
+  const both = document.createElement("div");
+  both.className = "share-of";
+  both.append(track, number);
+  cell.append(both);
   line.append(head, cell);
   return line;
 }
