@@ -110,6 +110,7 @@ def serve(
 
     def announce(url: str) -> None:
         click.echo(f"Serving {bundle} on {url}")
+        click.echo(f"  {url}/ in a browser takes pictures, too")
         click.echo(f"  curl --data-binary @shirt.jpg -H 'content-type: image/jpeg' {url}/predict")
         click.echo("Ctrl-C ends it.")
 
