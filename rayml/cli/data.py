@@ -20,7 +20,9 @@ def data() -> None:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(0), help="Draw other pictures than the usual ones.")
 def sample(directory: Path, seed: int | None) -> None:
-    """Write the built-in sample into DIR: drawn garments of ten classes, 60 + 20 pictures each.
+    """Write the built-in sample into DIR.
+
+    Drawn garments of ten classes, 60 pictures of each to train on and 20 to validate with.
 
     \b
     rayml data sample photos
@@ -40,10 +42,12 @@ def sample(directory: Path, seed: int | None) -> None:
 @engine_option
 @json_option
 def check(directory: Path, bundle: Path | None, html: Path | None, strict: bool, engine: str, as_json: bool) -> None:
-    """Examine the photos in DIR: train/, validation/ and test/ with class folders, or class folders alone.
+    """Find what is wrong with the photos in DIR.
 
-    Every file is decoded as training would. Ends with 1 if there are errors (a search would refuse the photos, or
-    measure what is not true), else with 0.
+    DIR holds train/, validation/ and test/ with class folders, or class folders alone. Every file is decoded as
+    training would: damaged, tiny and wrongly named ones are found, pictures that come twice, and classes out of
+    balance. Ends with 1 if there are errors (a search would refuse the photos, or measure what is not true), else
+    with 0.
 
     \b
     rayml data check photos
@@ -77,9 +81,10 @@ def check(directory: Path, bundle: Path | None, html: Path | None, strict: bool,
 @click.option("--archive", metavar="FILE.zip", type=click.Path(path_type=Path), help="Use a downloaded archive.")
 @json_option
 def fetch(name: str, directory: Path, url: str | None, archive: Path | None, as_json: bool) -> None:
-    """Download the lesson's clothing photos into DIR: 3,781 of ten classes, CC0, about 110 MB.
+    """Download the lesson's clothing photos into DIR.
 
-    A download that broke off goes on when the command is run again. Every file is checked before DIR is there.
+    3,781 photos of ten classes, CC0, about 110 MB. A download that broke off goes on when the command is run again.
+    Every file is checked before DIR is there.
 
     \b
     rayml data fetch clothing photos

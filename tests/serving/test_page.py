@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from rayml.sample import CLASSES
+from serving.fetch import Fetcher
+from serving.keys import ApiKeys
 from serving.limits import RequestLimits
+from serving.log import RequestLog
+from serving.metrics import Metrics
+from serving.models import Models, ServedModel
 from serving.page import EXAMPLES, FILES, HEADERS, about, example, static
-from serving.protocols.base import ModelFacts, ModelIdentity
+from serving.protocols.base import Answer, ModelFacts, ModelIdentity
+from serving.service import Call, Service
+from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -49,6 +59,36 @@ def test_drawings(path: str) -> None:
     with Image.open(io.BytesIO(answer.body)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (192, 192))
     assert answer.content_type == "image/jpeg" and len(answer.body) < 30_000
+
+
+def test_the_service_shows_it_to_everybody_and_the_model_to_those_with_a_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("secret\n")
+    limits = RequestLimits()
+    models = Models([ServedModel(write_tiny_bundle(tmp_path / "bundle"), "auto", 2, limits)])
+    fetcher, keys, log = Fetcher([], 1000), ApiKeys(tmp_path / "keys"), RequestLog(None, False)
+    service = Service(models, 2, limits, fetcher, keys, Metrics(None), log)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield picture("red")
+
+    async def ask(*requests: tuple[str, str, dict[str, str]]) -> list[Answer]:
+        return [await service.answer(Call(method, path, b"", headers, pieces)) for method, path, headers in requests]
+
+    key = {"x-api-key": "secret", "content-type": "image/png"}
+    answers = asyncio.run(
+        ask(
+            *(("GET", path, {}) for path in (*FILES, "/web/examples/hat.jpg")),
+            ("GET", "/web/about", {}),
+            ("POST", "/explain", {"content-type": "image/png"}),
+            ("GET", "/web/about", key),
+            ("POST", "/explain", key),
+            ("GET", "/web/../app.py", {}),
+            ("POST", "/", {}),
+        )
+    )
+    assert [answer.status for answer in answers] == [200] * 5 + [401, 401, 200, 200, 404, 405]
+    assert json.loads(answers[7].body)["classes"] == ["blue", "green", "red"]
+    assert json.loads(answers[8].body)["label"] == "red"
 
 
 def test_what_the_page_is_told() -> None:
