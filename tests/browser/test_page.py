@@ -121,6 +121,9 @@ def test_ten_at_once_and_a_bad_one_among_them(visit: Visit, screenshots: Path) -
 def test_with_the_keyboard_alone(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "green.png").write_bytes(picture("green"))
     page = visit.page
+    # Playwright asks for choosers without waiting that it is heard, and Chromium drops keys before the first frame.
+    page.on("filechooser", lambda _chooser: None)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     with page.expect_file_chooser() as chooser:
