@@ -171,12 +171,12 @@ def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:
         partial.mkdir()
         (partial / GOLDEN).mkdir()
         for name, data in files.items():
-            _write_durably(partial / name, data)
-        _sync_folder(partial / GOLDEN)
-        _sync_folder(partial)
+            write_durably(partial / name, data)
+        sync_folder(partial / GOLDEN)
+        sync_folder(partial)
         Bundle.open(partial)
         partial.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise BundleError(
@@ -355,14 +355,16 @@ def _check_model(record: Record, head: HeadWeights, model: bytes) -> None:
         raise BundleError(f"{MODEL} must end in the head of {HEAD}. Received: another")
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and force it to disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to disk, so that a rename in it outlives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

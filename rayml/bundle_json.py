@@ -21,7 +21,7 @@ MODEL, HEAD, CARD, RECORD = "model.onnx", "head.npz", "MODEL_CARD.md", "bundle.j
 GOLDEN, GOLDEN_INDEX, GOLDEN_LOGITS = "golden", "golden/index.json", "golden/logits.npy"
 GOLDEN_PICTURE = re.compile(r"golden/[A-Za-z0-9_-]{1,64}\.png")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # stands in URLs and folder names
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # stands in URLs and folder names
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FLOOR = re.compile(r">=(\d{1,4})\.(\d{1,4})")
@@ -91,13 +91,13 @@ class Record:
 
     def __post_init__(self) -> None:
         train = self.training
-        _expect("name", self.name, _is_text(_NAME), "1 to 64 letters, digits, '.', '_' or '-'")
+        _expect("name", self.name, _is_text(NAME_PATTERN), "1 to 64 letters, digits, '.', '_' or '-'")
         _expect("version", self.version, _is_int(1), "a whole number from 1")
         _expect("created", self.created, _is_text(_CREATED), "a UTC time such as 2026-01-31T12:00:00Z")
         _expect("classes", list(self.classes), _is_classes, "2 or more different names, none empty")
         _expect("preprocessing", self.preprocessing, _is_line, "a line of text")
         _expect("image_size", self.image_size_px, _is_int(1), "a whole number from 1")
-        _expect("backbone.name", self.backbone_name, _is_text(_NAME), "a backbone's name")
+        _expect("backbone.name", self.backbone_name, _is_text(NAME_PATTERN), "a backbone's name")
         _expect("backbone.weights_sha256", self.weights_sha256, _is_text(_SHA256), "64 hexadecimal digits")
         _expect("head.size_inner", self.size_inner, _is_int(1), "a whole number from 1")
         _expect("head.dropout", self.dropout, lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")

@@ -6,6 +6,7 @@ RaymlError                what a person can act on; everything else is a bug in 
 ├── DataError             a folder of labelled photos cannot be learned from
 ├── WeightsError          a backbone's weights are missing or do not fit it
 ├── BundleError           a bundle is damaged, incomplete, unsafe or from a newer rayml
+├── RegistryError         a folder of models is damaged, or cannot be written to
 ├── SearchError           a search ended without a winner
 └── ServerError           a server could not be started, reached, or answered nonsense
 
@@ -71,6 +72,12 @@ class WeightsError(RaymlError):
 
 class BundleError(RaymlError):
     """A bundle is damaged, incomplete, unsafe or from a newer rayml."""
+
+    exit_code = 2
+
+
+class RegistryError(RaymlError):
+    """A folder of models is damaged, or cannot be written to."""
 
     exit_code = 2
 

@@ -4,9 +4,14 @@ Decoding and inference run in the deployment itself, on a pool of `threads` thre
 deployment behind an ingress costs a hop for each request (51 against 103 requests/s were measured), and with one
 inference stream a thread there is nothing that batching would gain on a CPU. Use it from a Serve config file as
 
-    applications: [{name: rayml, import_path: "serving.app:build", args: {bundle: /models/clothing}}]
+    applications:
+      - name: rayml
+        import_path: serving.app:build
+        args: {models: /models, name: clothing}
+        deployments: [{name: Classifier, user_config: {version: 3}}]
 
-or through `serving.run`, which also starts Ray and the proxy in front.
+where a change of the version alone is a hot swap in the running replicas, or through `serving.run`, which also starts
+Ray and the proxy in front.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build`'s argument to validate it, and
@@ -21,14 +26,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from rayml.bundle import Bundle
 from rayml.engines.base import give_back_memory
+from rayml.errors import UsageError
+from rayml.registry import Registry
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import Models, ServedModel
+from serving.models import BundleSource, Models, RegistrySource
+from serving.replicas import Reporter
 from serving.service import Call, ClientGone, Service
 
 if TYPE_CHECKING:
@@ -41,34 +50,44 @@ _RAY_HEADROOM = 64
 
 
 class Classifier:
-    """Answers HTTP requests with one bundle's model; ready once it has reproduced the bundle's golden pictures.
+    """Answers HTTP requests with one model; ready once its live version has reproduced its golden pictures.
 
     Arguments:
-        bundle: the bundle's folder, on the replica's machine.
+        source: the folder of a bundle, or of models, on the replica's machine.
         engine: one of `serving.config.ENGINES`.
         threads: pictures decoded and classified at once, at least 1.
         limits: the fields of a `RequestLimits`.
         access: the fields of an `Access`.
         precision: one of `rayml.engines.PRECISIONS`.
+        name: which model of the folder of models, where it holds several.
 
     Raises:
         BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
-        UsageError: the API keys or allowed hosts are wrong.
+        RegistryError: the folder of models is damaged.
+        UsageError: there is no such model, no version of it is live, or the API keys or allowed hosts are wrong.
     """
 
     def __init__(
         self,
-        bundle: str,
+        source: str,
         engine: str,
         threads: int,
         limits: dict[str, Any],
         access: dict[str, Any] | None = None,
         precision: str = "float32",
+        name: str | None = None,
     ) -> None:
         bounds, rules = RequestLimits(**limits), Access(**(access or {}))
-        models = Models([ServedModel(Path(bundle), engine, threads, bounds, precision)])
+        self._registry = Registry(source) if Registry.is_one(Path(source)) else None
+        if self._registry is None:
+            self._models = Models(BundleSource(Bundle.open(source)), engine, threads, bounds, precision=precision)
+        else:
+            name = self._registry.one_name(name)
+            followed, reporter = RegistrySource(self._registry, name), Reporter(self._registry, name)
+            self._models = Models(followed, engine, threads, bounds, reporter, precision)
+        self._configured = False
         self.service = Service(
-            models,
+            self._models,
             threads,
             bounds,
             Fetcher(rules.allow_url_hosts, bounds.max_image_bytes),
@@ -77,8 +96,27 @@ class Classifier:
             RequestLog(None if rules.log_pipe is None else Path(rules.log_pipe), rules.access_log),
         )
         # Every thread runs the whole path once, so that no client waits for the first use of anything.
-        self.service.warm_up(models.live)
+        self._models.start(self.service.warm_up)
         give_back_memory()
+
+    def __del__(self) -> None:
+        """Serve calls this when it ends a replica."""
+        if hasattr(self, "_models"):
+            self._models.stop()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """What a Serve config file says under `user_config`: `{version: N}` pins a version, `{}` follows live.json.
+
+        A replica that runs is back at once, since Serve sends it no requests meanwhile; the version takes over when it
+        is ready, and one that does not load never does.
+        """
+        version = UserConfig(**user_config).version
+        if self._registry is None:
+            if version is not None:
+                raise UsageError("user_config.version needs args.models. Received: args.bundle")
+            return
+        self._models.follow(RegistrySource(self._registry, self._models.name, version), wait=not self._configured)
+        self._configured = True
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
@@ -116,44 +154,69 @@ class Access(BaseModel):
     log_pipe: str | None = None
 
 
+class UserConfig(BaseModel):
+    """What a Serve config file may say under `user_config`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = Field(default=None, ge=1)
+
+
 class AppArguments(BaseModel):
     """What a Serve config file may say under `args`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: str
+    bundle: str | None = None
+    models: str | None = None
+    name: str | None = None
     engine: str = "auto"
     precision: str = "float32"
     replicas: int | None = None
+    max_replicas: int | None = None
     threads: int | None = None
     limits: dict[str, Any] = Field(default_factory=dict)
     access: Access = Field(default_factory=Access)
 
 
 def build(arguments: AppArguments) -> "Application":
-    """The Serve application for one bundle.
+    """The Serve application for one model.
 
     Arguments:
-        arguments: the bundle's folder and how to run it; `replicas` and `threads` None for auto, `limits` the
-            fields of a `RequestLimits`.
+        arguments: `bundle`, a bundle's folder, or `models` with `name`, a model whose live version answers, and how
+            to run it; `replicas` and `threads` None for auto, with `max_replicas` as many replicas as are busy,
+            `limits` the fields of a `RequestLimits`.
 
     Raises:
         UsageError: a setting out of range.
     """
     from ray import serve
-    from ray.serve.config import BackpressureConfig
+    from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
+    if (arguments.bundle is None) == (arguments.models is None):
+        raise UsageError(
+            "args must have one of bundle and models. Received: " + ("both" if arguments.bundle else "none")
+        )
     settings = ServeSettings(
         engine=arguments.engine,
         precision=arguments.precision,
         replicas=arguments.replicas,
+        max_replicas=arguments.max_replicas,
         threads=arguments.threads,
         limits=RequestLimits(**arguments.limits),
     )
     limits = settings.limits
+    if settings.max_replicas is None:
+        count: dict[str, Any] = {"num_replicas": settings.replica_count}
+    else:
+        busy = 2 * settings.thread_count  # A request on each thread, and another one that waits for it.
+        scaling = AutoscalingConfig(
+            min_replicas=settings.replica_count, max_replicas=settings.max_replicas, target_ongoing_requests=busy
+        )
+        count = {"autoscaling_config": scaling}
     as_deployment = serve.deployment(
         name="Classifier",
-        num_replicas=settings.replica_count,
+        **count,
         max_constructor_retry_count=1,  # A bundle that does not load will not load the next time either.
         max_ongoing_requests=limits.max_in_flight + _RAY_HEADROOM,
         max_queued_requests=_RAY_HEADROOM,
@@ -164,11 +227,12 @@ def build(arguments: AppArguments) -> "Application":
         graceful_shutdown_timeout_s=limits.deadline_s,
     )
     application: Application = as_deployment(Classifier).bind(
-        arguments.bundle,
+        arguments.bundle or arguments.models,
         settings.engine,
         settings.thread_count,
         asdict(limits),
         arguments.access.model_dump(),
         settings.precision,
+        arguments.name,
     )
     return application

@@ -36,11 +36,13 @@ class ServeSettings:
             golden pictures come out well enough.
         replicas: processes that answer, or None for one: a replica decodes and infers on `threads` threads, and one
             process with all cores held 78 requests/s where two with half the cores each held 74 to 78.
+        max_replicas: with it, Serve starts up to this many while the others are busy, and ends them when they are not.
         threads: threads of each replica, or None for the usable cores divided among the replicas.
         limits: what one request may cost.
         api_key_file: a file of API keys, one a line, of which each request must show one; None lets everybody in.
         allow_url_hosts: hosts from which pictures are fetched by URL; none means that no URL is.
         access_log: whether each request is logged on standard error, not only those that failed.
+        model: which model of a folder of models, where it holds several.
 
     Raises:
         UsageError: a value out of range.
@@ -51,11 +53,13 @@ class ServeSettings:
     engine: str = "auto"
     precision: str = "float32"
     replicas: int | None = None
+    max_replicas: int | None = None
     threads: int | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: str | None = None
     allow_url_hosts: tuple[str, ...] = ()
     access_log: bool = False
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not self.host or any(c.isspace() for c in self.host):
@@ -68,6 +72,11 @@ class ServeSettings:
             raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {self.precision!r}")
         if self.replicas is not None and not 1 <= self.replicas <= _MAX_REPLICAS:
             raise UsageError(f"replicas must be auto or a number from 1 to {_MAX_REPLICAS}. Received: {self.replicas}")
+        if self.max_replicas is not None and not self.replica_count <= self.max_replicas <= _MAX_REPLICAS:
+            raise UsageError(
+                f"max_replicas must be a number from {self.replica_count} to {_MAX_REPLICAS}. "
+                f"Received: {self.max_replicas}"
+            )
         if self.threads is not None and not 1 <= self.threads <= _MAX_THREADS:
             raise UsageError(f"threads must be auto or a number from 1 to {_MAX_THREADS}. Received: {self.threads}")
         for host in self.allow_url_hosts:

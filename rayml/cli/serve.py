@@ -1,10 +1,13 @@
-"""`rayml serve`: a bundle behind HTTP, until Ctrl-C."""
+"""`rayml serve`: a model behind HTTP, until Ctrl-C."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+
+from rayml.cli.deploy import set_shadow
+from rayml.errors import UsageError
 
 AUTO = "auto"
 
@@ -22,7 +25,7 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE_OR_MODELS", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option(
@@ -47,6 +50,7 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
     show_default=True,
     help="Processes; auto is 1.",
 )
+@click.option("--max-replicas", type=click.IntRange(1), metavar="N", help="Start up to N while they are busy.")
 @click.option(
     "--threads",
     callback=_count_or_auto,
@@ -71,6 +75,9 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
 @click.option(
     "--access-log", is_flag=True, help="A line of JSON for each request on standard error, not only failures."
 )
+@click.option("--name", metavar="NAME", help="Which model, where MODELS holds several.")
+@click.option("--shadow", type=click.IntRange(1), help="Try this version of MODELS on live traffic.")
+@click.option("--floor", type=click.FloatRange(0, 1), default=0.98, show_default=True, help="Share it must agree on.")
 def serve(
     bundle: Path,
     host: str,
@@ -78,21 +85,29 @@ def serve(
     engine: str,
     precision: str,
     replicas: int | None,
+    max_replicas: int | None,
     threads: int | None,
     api_key_file: str | None,
     allow_url_hosts: tuple[str, ...],
     access_log: bool,
+    name: str | None,
+    shadow: int | None,
+    floor: float,
 ) -> None:
-    """Serve BUNDLE over HTTP on HOST:PORT until Ctrl-C.
+    """Answer over HTTP until Ctrl-C.
 
-    The address is printed once a picture of the bundle sent to it has come back with the right answer.
+    With a bundle, or with the live version in MODELS. The address is printed once a picture of the bundle sent to it
+    has come back with the right answer. A server of MODELS follows `rayml promote` and `rayml rollback`; `rayml deploy`
+    brings a version into any server.
 
     \b
     Examples:
       rayml serve run/best
       rayml serve run/best --host 0.0.0.0 --api-key-file keys.txt
       rayml serve run/best --allow-url-host images.example.com --access-log
+      rayml serve models --shadow 3 --floor 0.98
     """
+    from rayml.registry import Registry
     from serving.config import ServeSettings
     from serving.run import serve_forever
 
@@ -102,11 +117,18 @@ def serve(
         engine=engine,
         precision=precision,
         replicas=replicas,
+        max_replicas=max_replicas,
         threads=threads,
         api_key_file=api_key_file,
         allow_url_hosts=allow_url_hosts,
         access_log=access_log,
+        model=name,
     )
+    if shadow is not None:
+        if not Registry.is_one(bundle):
+            raise UsageError(f"--shadow needs a folder of models. Received: {bundle}", "rayml promote RUN MODELS")
+        registry = Registry(bundle)
+        click.echo(set_shadow(registry, registry.one_name(name), shadow, floor), err=True)
 
     def announce(url: str) -> None:
         click.echo(f"Serving {bundle} on {url}")

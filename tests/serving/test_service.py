@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from rayml.bundle import Bundle
 from rayml.errors import InputError
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import Models, ServedModel
+from serving.models import BundleSource, Models, ServedModel
 from serving.protocols.base import Answer
 from serving.service import REQUEST_ID_HEADER, Call, Service
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
@@ -54,8 +55,8 @@ class _Lines(RequestLog):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     """A model that takes next to no time."""
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("service") / "bundle")
-    return ServedModel(bundle, "auto", 2, RequestLimits())
+    bundle = Bundle.open(write_tiny_bundle(tmp_path_factory.mktemp("service") / "bundle"))
+    return ServedModel("primaries", 3, bundle, "auto", 2, RequestLimits())
 
 
 def _service(
@@ -66,7 +67,9 @@ def _service(
     **limits: Any,
 ) -> Service:
     bounds = RequestLimits(**limits)
-    return Service(Models([model]), 2, bounds, _Origin(origin), keys, Metrics(None), log or _Lines())
+    models = Models(BundleSource(model.bundle), "auto", 1, RequestLimits())
+    models._live = model  # The one that a test may change.
+    return Service(models, 2, bounds, _Origin(origin), keys, Metrics(None), log or _Lines())
 
 
 def _call(path: str, body: object = None, method: str = "POST", **headers: str) -> Call:

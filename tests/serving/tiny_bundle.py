@@ -27,11 +27,16 @@ def picture(label: str, width_px: int = 40, height_px: int = 30) -> bytes:
     return encoded.getvalue()
 
 
-def write_tiny_bundle(path: Path, golden_factor: float = 1.0) -> Path:
+def write_tiny_bundle(
+    path: Path, golden_factor: float = 1.0, *, temperature: float = 1.0, name: str = "primaries", wrong: bool = False
+) -> Path:
     """Write the bundle to `path`, which must not exist, and return it.
 
     Arguments:
         golden_factor: other than 1, the golden logits are wrong by it, as if the model had been trained elsewhere.
+        temperature: another one makes another bundle, with the same labels.
+        name: the model's.
+        wrong: a model that takes red for blue and blue for red.
     """
     backbone = helper.make_graph(
         [
@@ -52,14 +57,15 @@ def write_tiny_bundle(path: Path, golden_factor: float = 1.0) -> Path:
     head = HeadWeights(
         inner_kernel=np.eye(3, dtype=np.float32),
         inner_bias=np.zeros(3, np.float32),
-        logits_kernel=4 * np.eye(3, dtype=np.float32)[:, ::-1].copy(),  # (red, green, blue) -> (blue, green, red)
+        logits_kernel=4
+        * np.eye(3, dtype=np.float32)[:, :: 1 if wrong else -1].copy(),  # (red, green, blue) -> (blue, green, red)
         logits_bias=np.zeros(3, np.float32),
     )
     pictures = tuple(picture(label) for label in CLASSES)
     pixels = np.stack([load_pixels(data, IMAGE_SIZE_PX) for data in pictures])
     features = pixels.astype(np.float32).mean(axis=(1, 2)) / 255.0
     contents = BundleContents(
-        name="primaries",
+        name=name,
         version=3,
         classes=CLASSES,
         preprocessing=preprocessing_id(IMAGE_SIZE_PX),
@@ -69,7 +75,7 @@ def write_tiny_bundle(path: Path, golden_factor: float = 1.0) -> Path:
         dropout=0.0,
         training=Training(learning_rate=0.01, epochs=1, seed=1, data_digest="0" * 64, mode="features"),
         metrics={},
-        temperature=1.0,
+        temperature=temperature,
         model=attach_head(model.SerializeToString(), head),
         head=head,
         golden=Golden(pictures, np.float32(golden_factor) * head.logits(features)),

@@ -1,0 +1,395 @@
+"""Numbered versions of classifiers in a folder, and which one is live.
+
+    MODELS/.lock                  held by the one writer at a time (flock(2))
+    MODELS/NAME/1, 2, ...         bundles, each copied once and never changed or removed
+    MODELS/NAME/live.json         which of them answers, which did before, and what is being tried
+
+A bundle gets its number here: the `version` in its bundle.json is part of what is sealed and stays as it is. Servers
+follow live.json, so writing it is what a promotion is. It is replaced in one step (rename(2) after fsync(2)), as a new
+version's folder is: a writer that is killed leaves the old state, or the new one, whole, and at most a hidden
+`.partial-...` that the next writer removes. Readers need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rayml.bundle import Bundle, sync_folder, write_durably
+from rayml.bundle_json import GOLDEN, NAME_PATTERN, RECORD, strict_json
+from rayml.errors import BundleError, RegistryError, UsageError
+
+FORMAT = 1
+STATE = "live.json"
+# Where replicas say how far they are, see `serving.replicas`.
+REPLICAS = "replicas"
+_LOCK = ".lock"
+_PARTIAL = ".partial-"
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_MEND = "see `rayml models MODELS`; what rayml did not write there has to be moved away"
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A version that is asked on live traffic without being answered from.
+
+    Arguments:
+        version: its number.
+        floor: the share of pictures, 0 to 1, on which its class has to be the live version's before it may be live.
+    """
+
+    version: int
+    floor: float
+
+
+@dataclass(frozen=True)
+class State:
+    """The content of live.json.
+
+    Arguments:
+        live: the version that answers, or None before the first promotion.
+        before: the versions that were live before it, oldest first; a rollback goes to the last.
+        candidate: a version that replicas are to make ready because it is about to be live.
+        shadow: a version that is tried on live traffic.
+    """
+
+    live: int | None = None
+    before: tuple[int, ...] = ()
+    candidate: int | None = None
+    shadow: Shadow | None = None
+
+    def with_live(self, version: int) -> State:
+        """The state in which `version` answers, and what answered so far can be gone back to."""
+        if version == self.live:
+            return replace(self, candidate=None)
+        before = tuple(v for v in self.before if v != version) + (() if self.live is None else (self.live,))
+        shadow = None if self.shadow is not None and self.shadow.version == version else self.shadow
+        return State(version, before, None, shadow)
+
+    def rolled_back(self) -> State:
+        """The state before the last promotion.
+
+        Raises:
+            UsageError: there was none.
+        """
+        if not self.before:
+            received = "none" if self.live is None else f"only version {self.live}"
+            raise UsageError(f"an older version must have been live. Received: {received}")
+        return State(self.before[-1], self.before[:-1], None, self.shadow)
+
+    def to_json(self) -> bytes:
+        """live.json's bytes."""
+        shadow = None if self.shadow is None else {"version": self.shadow.version, "floor": self.shadow.floor}
+        content = {
+            "format": FORMAT,
+            "live": self.live,
+            "before": list(self.before),
+            "candidate": self.candidate,
+            "shadow": shadow,
+        }
+        return json.dumps(content).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> State:
+        """Read live.json.
+
+        Arguments:
+            data: its bytes.
+            name: its path, for the message.
+
+        Raises:
+            RegistryError: it is not what `to_json` writes.
+        """
+        try:
+            content = strict_json(data, name)
+        except BundleError as error:
+            raise RegistryError(error.message, _MEND) from None
+        if not isinstance(content, dict) or set(content) != {"format", "live", "before", "candidate", "shadow"}:
+            raise RegistryError(f"{name} must be as rayml wrote it. Received: other keys", _MEND)
+        if content["format"] != FORMAT:
+            raise RegistryError(f"{name}: format {FORMAT} was expected. Received: {content['format']!r:.80}")
+        before, shadow = content["before"], content["shadow"]
+        good = _is_version(content["live"]) and _is_version(content["candidate"]) and isinstance(before, list)
+        good = good and all(_is_version(v) and v is not None for v in before)
+        if shadow is not None:
+            good = good and isinstance(shadow, dict) and set(shadow) == {"version", "floor"}
+            good = good and shadow["version"] is not None and _is_version(shadow["version"])
+            good = good and type(shadow["floor"]) in (int, float) and 0 <= shadow["floor"] <= 1
+        if not good:
+            raise RegistryError(f"{name} must hold version numbers. Received: {data[:200]!r}", _MEND)
+        found = None if shadow is None else Shadow(shadow["version"], float(shadow["floor"]))
+        return cls(content["live"], tuple(before), content["candidate"], found)
+
+
+class Registry:
+    """A folder of models. Reading is free; whoever changes something does so inside `writing`.
+
+    Arguments:
+        root: MODELS; a missing folder is an empty registry until something is written.
+
+    Raises:
+        RegistryError: there is something in it that is no model.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+        self._writing = False
+        self.names()
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether `path` is a folder that holds models rather than a bundle."""
+        return path.is_dir() and not os.path.lexists(path / RECORD) and any(path.glob(f"*/{STATE}"))
+
+    def names(self) -> tuple[str, ...]:
+        """The models, by name.
+
+        Raises:
+            RegistryError: there is something else in the folder.
+        """
+        found = []
+        if os.path.lexists(self.root / RECORD):
+            raise RegistryError(f"{self.root} must hold models. Received: one bundle", "rayml promote BUNDLE MODELS")
+        for entry in self._entries(self.root):
+            if entry.name.startswith("."):
+                continue  # The lock, and what desktops and file systems leave behind.
+            if (
+                NAME_PATTERN.fullmatch(entry.name) is None
+                or not entry.is_dir()
+                or (self.root / entry.name / RECORD).exists()
+            ):
+                raise RegistryError(f"{self.root} must hold models, a folder for each. Received: {entry.name}", _MEND)
+            self._numbers(entry.name)
+            found.append(entry.name)
+        return tuple(sorted(found))
+
+    def one_name(self, name: str | None) -> str:
+        """`name` if there is such a model, or the only one's name.
+
+        Raises:
+            UsageError: no such model, or several and none is named.
+        """
+        names = self.names()
+        if name is None and len(names) == 1:
+            return names[0]
+        received = ", ".join(names[:10]) or "no model"
+        if name is None:
+            hint = "say which one with --name" if names else "write one with `rayml promote RUN MODELS`"
+            raise UsageError(f"{self.root} must hold one model. Received: {received}", hint)
+        if name not in names:
+            raise UsageError(f"{name} must be a model of {self.root}. Received: {received}")
+        return name
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """The numbers of a model's versions, ascending.
+
+        Raises:
+            RegistryError: there is something else in its folder.
+        """
+        return self._numbers(name)
+
+    def state(self, name: str) -> State:
+        """What is live.
+
+        Raises:
+            RegistryError: live.json is damaged.
+        """
+        path = self.root / name / STATE
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return State()
+        except OSError as error:
+            raise RegistryError(f"{path} must be readable. Received: {error.strerror}") from None
+        return State.from_json(data, str(path))
+
+    def path(self, name: str, version: int) -> Path:
+        """The folder of a version's bundle.
+
+        Raises:
+            UsageError: there is no such version.
+        """
+        path = self.root / name / str(version)
+        if not path.is_dir():
+            known = ", ".join(map(str, self.versions(name))) or "none"
+            raise UsageError(f"{name} must have a version {version}. Received: the versions are {known}")
+        return path
+
+    def find(self, name: str, digest: str) -> int | None:
+        """The version that is the bundle with this digest, if one is."""
+        for version in reversed(self.versions(name)):
+            with contextlib.suppress(OSError):
+                if hashlib.sha256((self.path(name, version) / RECORD).read_bytes()).hexdigest() == digest:
+                    return version
+        return None
+
+    @contextlib.contextmanager
+    def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Be the one writer: waits for another one to finish, and removes what a killed one left.
+
+        Arguments:
+            waiting: called once if there is another one.
+
+        Raises:
+            RegistryError: the folder cannot be written to.
+        """
+        with self._readably():
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            with self._readably():
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                for left in self.root.glob(f"*/{_PARTIAL}*"):
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            self._writing = True
+            yield
+        finally:
+            self._writing = False
+            os.close(descriptor)  # Gives the lock back too.
+
+    def add(self, bundle: Bundle, name: str | None = None, *, linked: bool = False) -> int:
+        """Store a bundle as the next version, without making it live; one that is there already keeps its number.
+
+        Arguments:
+            bundle: what to copy; it is verified again where it arrives.
+            name: the model's name, the bundle's own by default.
+            linked: do not copy but link to it, under the number that its own bundle.json says; for a registry that
+                lasts no longer than a process.
+
+        Raises:
+            UsageError: no name for a model.
+            RegistryError: the disk refused.
+            BundleError: the bundle has changed since it was opened.
+        """
+        assert self._writing
+        name = bundle.record.name if name is None else name
+        if NAME_PATTERN.fullmatch(name) is None:
+            raise UsageError(f"a model's name must be 1 to 64 letters, digits, '.', '_' or '-'. Received: {name!r}")
+        folder = self.root / name
+        known = self._numbers(name) if folder.exists() else ()
+        if known and (same := self.find(name, bundle.digest)) is not None:
+            Bundle.open(self.path(name, same))  # It may have been damaged since.
+            return same
+        number = bundle.record.version if linked else max(known, default=0) + 1
+        partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+        with self._readably():
+            folder.mkdir(exist_ok=True)
+            sync_folder(self.root)
+            if linked:
+                partial.symlink_to(bundle.path, target_is_directory=True)
+            else:
+                try:
+                    _copy(bundle, partial)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        shutil.rmtree(partial)
+                    raise
+            partial.rename(folder / str(number))
+            sync_folder(folder)
+        return number
+
+    def write_state(self, name: str, state: State) -> None:
+        """Replace live.json in one step.
+
+        Raises:
+            UsageError: it names a version that is not there.
+            RegistryError: the disk refused; the old one is whole.
+        """
+        assert self._writing
+        for version in (state.live, state.candidate, state.shadow.version if state.shadow else None):
+            if version is not None:
+                self.path(name, version)
+        folder = self.root / name
+        partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
+        with self._readably():
+            try:
+                write_durably(partial, state.to_json())
+                partial.replace(folder / STATE)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
+            sync_folder(folder)
+
+    def _numbers(self, name: str) -> tuple[int, ...]:
+        numbers = []
+        for entry in self._entries(self.root / name):
+            if entry.name.startswith(".") or entry.name in (STATE, REPLICAS):
+                continue
+            if _NUMBER.fullmatch(entry.name) is None or not entry.is_dir():
+                raise RegistryError(
+                    f"{self.root / name} must hold numbered versions and {STATE}. Received: {entry.name}", _MEND
+                )
+            numbers.append(int(entry.name))
+        return tuple(sorted(numbers))
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RegistryError(f"{folder} must be a readable folder. Received: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def _readably(self) -> Iterator[None]:
+        """The disk's refusals as an error that a person can act on."""
+        try:
+            yield
+        except OSError as error:
+            raise RegistryError(
+                f"{self.root} must be writable. Received: {error.strerror or error}",
+                "free space, or choose another folder",
+            ) from None
+
+
+def find_bundle(run: str | Path) -> Bundle:
+    """The verified bundle of a run's folder, RUN/best, or of a bundle's own folder.
+
+    Raises:
+        BundleError: there is none, or it is damaged.
+    """
+    path = Path(run)
+    if path.is_dir() and not os.path.lexists(path / RECORD):
+        if not os.path.lexists(path / "best"):
+            raise BundleError(
+                f"expected a run with a bundle, {path / 'best'}. Received: {path}, which has none",
+                "a search that was interrupted or failed has no winner: finish it with `rayml tune`",
+            )
+        path = path / "best"
+    return Bundle.open(path)
+
+
+def _is_version(value: object) -> bool:
+    return value is None or (type(value) is int and 1 <= value < 10**9)
+
+
+def _copy(bundle: Bundle, target: Path) -> None:
+    """The bundle's files, forced to disk, verified where they arrived."""
+    (target / GOLDEN).mkdir(parents=True)
+    for name in (*bundle.record.files, RECORD):
+        with (bundle.path / name).open("rb") as source, (target / name).open("xb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+    sync_folder(target / GOLDEN)
+    sync_folder(target)
+    arrived = Bundle.open(target).digest
+    if arrived != bundle.digest:
+        raise BundleError(
+            f"{bundle.path} must not change while it is copied. Received: another bundle.json", "try again"
+        )

@@ -1,0 +1,175 @@
+"""Make another version live under the replicas that run: ready everywhere first, then live everywhere, or neither."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rayml.errors import ServerError
+from rayml.registry import Registry, State
+from serving.replicas import Report, reports
+
+# A replica loads a version in seconds; on a machine that is full to the brim it takes longer.
+READY_TIMEOUT_S = 120.0
+_POLL_S = 0.2
+# Fewer pictures than this do not show that two versions agree on 98 in 100.
+MIN_COMPARED = 100
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A shadow's comparison, over all replicas.
+
+    Arguments:
+        version: the shadow's.
+        floor: the share of pictures on which it must agree.
+        compared, agreed, dropped, unreadable: pictures.
+        live_ms, shadow_ms: {`p50`, `p99`} of the slowest replica, or None where nothing was compared.
+        errors: why replicas cannot compare.
+    """
+
+    version: int
+    floor: float
+    compared: int
+    agreed: int
+    dropped: int
+    unreadable: int
+    live_ms: dict[str, float] | None
+    shadow_ms: dict[str, float] | None
+    errors: tuple[str, ...]
+
+    @property
+    def share(self) -> float | None:
+        """Agreed of compared."""
+        return self.agreed / self.compared if self.compared else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**fields, "agreement": self.share, "errors": list(self.errors)}
+
+
+def agreement(state: State, replicas: list[Report]) -> Agreement | None:
+    """What the replicas found of the state's shadow, or None where there is none."""
+    if state.shadow is None:
+        return None
+    found = [r.shadow for r in replicas if r.shadow is not None and r.shadow["version"] == state.shadow.version]
+
+    def slowest(key: str) -> dict[str, float] | None:
+        times = [figures[key] for figures in found if figures[key] is not None]
+        return {q: max(t[q] for t in times) for q in ("p50", "p99")} if times else None
+
+    counts = {key: sum(figures[key] for figures in found) for key in ("compared", "agreed", "dropped", "unreadable")}
+    errors = tuple(sorted({figures["error"] for figures in found if figures["error"]}))
+    return Agreement(
+        state.shadow.version,
+        state.shadow.floor,
+        **counts,
+        live_ms=slowest("live_ms"),
+        shadow_ms=slowest("shadow_ms"),
+        errors=errors,
+    )
+
+
+def check_shadow(registry: Registry, name: str, state: State, version: int) -> None:
+    """Refuse to make a shadow live whose agreement is not shown.
+
+    Raises:
+        ServerError: it is below its floor, or too little was compared.
+    """
+    if state.shadow is None or state.shadow.version != version:
+        return
+    found = agreement(state, reports(registry, name))
+    assert found is not None
+    hint = "`rayml models` shows the comparison; `rayml deploy MODELS --no-shadow` ends it and takes the floor away"
+    if found.compared < MIN_COMPARED:
+        why = f" ({'; '.join(found.errors)})" if found.errors else ""
+        raise ServerError(
+            f"version {version} must be compared on {MIN_COMPARED} pictures before it may be live. "
+            f"Received: {found.compared}{why}",
+            hint,
+        )
+    if (share := found.agreed / found.compared) < found.floor:
+        raise ServerError(
+            f"version {version} must agree with the live one on {found.floor:g} of the pictures. "
+            f"Received: {share:.4f} of {found.compared}",
+            hint,
+        )
+
+
+def switch(
+    registry: Registry,
+    name: str,
+    state: State,
+    say: Callable[[str], None] = lambda _: None,
+    timeout_s: float = READY_TIMEOUT_S,
+) -> int:
+    """Put a state with another live version in force; inside `registry.writing()`.
+
+    All replicas load, verify and warm the version while they answer with the old one. Only when each of them is ready
+    does live.json change; if one of them cannot have it, it does not, and no client has seen the version.
+
+    Arguments:
+        registry: MODELS.
+        name: the model.
+        state: the new state; its `live` is the version to go to.
+        say: told what is waited for.
+        timeout_s: seconds for each of the two steps.
+
+    Returns:
+        How many replicas answer with it now; 0 where no server runs.
+
+    Raises:
+        ServerError: a replica cannot have it, or does not say so in time; the old version goes on everywhere.
+    """
+    assert state.live is not None
+    old, version = registry.state(name), state.live
+    replicas = reports(registry, name)
+    if replicas and old.live != version:
+        say(f"{len(replicas)} replica{'s' if len(replicas) > 1 else ''} make version {version} ready ...")
+        registry.write_state(name, replace(old, candidate=version))
+        try:
+            _await_all(registry, name, version, lambda r: version in r.ready, "ready", timeout_s)
+        except BaseException:
+            registry.write_state(name, replace(old, candidate=None))
+            raise
+    registry.write_state(name, state)
+    if not replicas:
+        return 0
+    try:
+        return _await_all(registry, name, version, lambda r: r.live == str(version), "live", timeout_s)
+    except ServerError:
+        registry.write_state(name, replace(old, candidate=None))
+        raise
+
+
+def _await_all(
+    registry: Registry,
+    name: str,
+    version: int,
+    arrived: Callable[[Report], bool],
+    what: str,
+    timeout_s: float,
+) -> int:
+    """Wait until every living replica has arrived; the number of them."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        replicas = reports(registry, name)
+        for replica in replicas:
+            if (reason := replica.failed.get(str(version))) is not None:
+                raise ServerError(
+                    f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
+                    "nothing has changed for clients; the version stays stored and is not live",
+                )
+        late = [replica for replica in replicas if not arrived(replica)]
+        if not late:
+            return len(replicas)
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"version {version} must be {what} in every replica within {timeout_s:g} s. "
+                f"Received: {len(late)} of {len(replicas)} are not that far, such as {late[0].replica}",
+                "nothing has changed for clients; try again when the machine is less busy",
+            )
+        time.sleep(_POLL_S)

@@ -1,0 +1,132 @@
+"""promote, models, rollback and deploy as a person types them; deploy into a real server is in tests/serving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayml.bundle import Bundle
+from rayml.registry import Registry, State
+from tests.cli.test_commands import assert_refused, run
+from tests.serving.tiny_bundle import write_tiny_bundle
+
+__all__ = ["run"]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two versions of a model, a model of another name, and one that is not reproduced here."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return [
+        write_tiny_bundle(folder / "b1"),
+        write_tiny_bundle(folder / "b2", temperature=2.0),
+        write_tiny_bundle(folder / "other", name="other"),
+        write_tiny_bundle(folder / "foreign", golden_factor=1.5),
+    ]
+
+
+def test_a_model_s_life(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models, run_folder = tmp_path / "models", tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "best").symlink_to(bundles[0])
+    done = run("promote", run_folder, models)
+    assert (done.returncode, done.stdout) == (0, "primaries version 1 is live.\n"), done
+    digest = Bundle.open(bundles[1]).digest
+    done = run("promote", bundles[1], models, "--json")
+    assert json.loads(done.stdout) == {
+        "name": "primaries",
+        "version": 2,
+        "live": True,
+        "bundle": digest,
+        "replicas": 0,
+    }
+    listed = json.loads(run("models", models, "--json").stdout)
+    (model,) = listed["models"]
+    assert (model["name"], model["live"], model["before"], model["shadow"]) == ("primaries", 2, [1], None)
+    assert [(v["version"], v["live"]) for v in model["versions"]] == [(1, False), (2, True)]
+    assert model["versions"][1]["bundle"] == digest
+    done = run("rollback", models)
+    assert (done.returncode, done.stdout) == (0, "primaries version 1 is live again instead of 2.\n")
+    assert " *    1" in run("models", models).stdout
+    assert_refused(run("rollback", models), 2, "an older version must have been live. Received: only version 1")
+    done = run("promote", models / "primaries" / "2", models)  # An older version by its own folder.
+    assert done.stdout == "primaries version 2 is live.\n"
+
+
+def test_what_promote_refuses(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    empty = tmp_path / "run"
+    empty.mkdir()
+    assert_refused(run("promote", empty, models), 2, "expected a run with a bundle", "rayml tune")
+    assert_refused(run("promote", tmp_path / "nothing", models), 2, "which does not exist")
+    assert_refused(run("promote", bundles[3], models), 2, "must reproduce the golden logits")
+    assert not models.exists()
+    assert run("promote", bundles[0], models).returncode == 0
+    assert_refused(
+        run("promote", bundles[0], models), 2, "not hold yet was expected. Received: version 1, which is live"
+    )
+    assert_refused(run("promote", bundles[1], models, "--name", "../x"), 2, "a model's name must be")
+    (models / "notes.txt").touch()
+    for command in (["promote", bundles[1], models], ["models", models], ["rollback", models]):
+        assert_refused(run(*command), 2, "must hold models, a folder for each. Received: notes.txt")
+    assert_refused(run("promote", bundles[1], bundles[0]), 2, "must hold models. Received: one bundle")
+    assert_refused(run("models", tmp_path / "nothing"), 2, "MODELS must be a folder")
+    assert Registry.is_one(models) and json.loads((models / "primaries" / "live.json").read_text())["live"] == 1
+
+
+def test_several_models(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    assert run("models", tmp_path).stdout.strip().endswith(f"rayml promote RUN {tmp_path}")
+    for bundle in bundles[:3]:
+        assert run("promote", bundle, models).returncode == 0
+    assert_refused(run("rollback", models), 2, "must hold one model. Received: other, primaries", "--name")
+    assert_refused(run("rollback", models, "--name", "third"), 2, "third must be a model")
+    assert run("rollback", models, "--name", "primaries").stdout == "primaries version 1 is live again instead of 2.\n"
+    assert run("promote", bundles[1], models, "--name", "other").stdout == "other version 2 is live.\n"
+    assert_refused(run("serve", models), 2, "must hold one model. Received: other, primaries", "--name")
+
+
+def test_a_version_that_is_only_stored(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    run("promote", bundles[0], models)
+    assert run("promote", bundles[1], models, "--keep-live").stdout == "primaries version 2 is stored.\n"
+    assert Registry(models).state("primaries") == State(live=1)
+    assert_refused(run("promote", bundles[1], models, "--keep-live"), 2, "was expected. Received: version 2")
+    assert run("deploy", models, "--shadow", "2", "--floor", "0.9").stdout.startswith("primaries version 2 is tried")
+    shown = run("models", models).stdout
+    assert "shadow 2: nothing compared yet of 0 pictures (floor 0.9)" in shown
+    assert_refused(run("promote", bundles[1], models), 1, "must be compared on 100 pictures", "--no-shadow")
+    assert Registry(models).state("primaries").live == 1
+    assert run("deploy", models, "--no-shadow").stdout == "primaries has no shadow.\n"
+    assert run("promote", bundles[1], models).stdout == "primaries version 2 is live.\n"
+    assert_refused(run("deploy", models, "--shadow", "2"), 2, "a version that is not live was expected")
+    assert_refused(run("deploy", models, "--shadow", "7"), 2, "must have a version 7")
+
+
+def test_deploy_without_a_server(
+    run: Any, tmp_path: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    models = tmp_path / "models"
+    run("promote", bundles[0], models)
+    for target in (bundles[1], models):
+        assert_refused(run("deploy", target), 1, "must run on this machine. Received: none", "rayml serve")
+    assert_refused(run("deploy", models, "--address", "http://127.0.0.1:9"), 1, "must be a server that you")
+    assert_refused(run("deploy", bundles[1], "--version", "2"), 2, "a folder of models was expected")
+    assert_refused(run("deploy", models, "--version", "1", "--no-shadow"), 2, "Received: several")
+    assert_refused(run("deploy", tmp_path / "nothing"), 2, "which does not exist")
+    assert_refused(run("serve", bundles[0], "--shadow", "1"), 2, "--shadow needs a folder of models")
+    assert Registry(models).state("primaries") == State(live=1)
+
+
+def test_a_damaged_version_is_listed_as_such(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    run("promote", bundles[0], models)
+    run("promote", bundles[1], models)
+    (models / "primaries" / "1" / "head.npz").write_bytes(b"x")
+    assert "     1  damaged: head.npz must have sha256" in run("models", models).stdout
+    assert_refused(run("rollback", models), 2, "head.npz must have sha256")
+    assert Registry(models).state("primaries").live == 2

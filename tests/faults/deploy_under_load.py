@@ -1,0 +1,61 @@
+"""New versions into a busy server, again and again: how many requests fail?
+
+    python -m tests.faults.deploy_under_load [REQUESTS]
+
+Prints one JSON object. Ten thousand requests of eight clients take about a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from serving.config import ServeSettings
+from serving.environment import free_port
+from serving.run import running
+from tests.faults.load import Crowd
+from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
+
+CLIENTS = 8
+REPLICAS = 2
+# A deployment, then as many requests again, and so on.
+_BETWEEN = 500
+
+
+def measure(requests: int) -> dict[str, Any]:
+    """Deploy two bundles in turn while clients ask.
+
+    Arguments:
+        requests: how many to count at least.
+
+    Returns:
+        `Tally.to_json`, with `deployments`, `replicas` and `clients`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = [write_tiny_bundle(Path(folder) / str(t), temperature=float(t)) for t in (1, 2)]
+        settings = ServeSettings(port=free_port(), replicas=REPLICAS, threads=1)
+        deployments = 0
+        pictures = {label: picture(label) for label in CLASSES}
+        with running(bundles[0], settings) as url, Crowd(url, CLIENTS, pictures) as crowd:
+            crowd.wait_for(_BETWEEN)
+            while crowd.tally.total < requests or deployments < 2:
+                deployments += 1
+                rayml("deploy", str(bundles[deployments % 2]), "--address", url)
+                crowd.wait_for(_BETWEEN)
+    return {**crowd.tally.to_json(), "deployments": deployments, "replicas": REPLICAS, "clients": CLIENTS}
+
+
+def rayml(*arguments: str) -> str:
+    """Run a command as a person would; its output."""
+    done = subprocess.run([sys.executable, "-m", "rayml", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"rayml {' '.join(arguments)}: {done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000), indent=1))

@@ -1,0 +1,347 @@
+"""A replica's versions without Ray: followed, loaded when asked for, changed under requests, tried as a shadow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayml.bundle import Bundle
+from rayml.errors import BundleError, InputError, ServerError, UsageError
+from rayml.registry import Registry, Shadow, State
+from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
+from serving.limits import RequestLimits
+from serving.models import BundleSource, Models, RegistrySource
+from serving.replicas import Reporter, reports
+from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
+
+NAME = "primaries"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Three good versions, one that answers otherwise, one that is not reproduced here."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {str(i): write_tiny_bundle(folder / f"b{i}", temperature=float(i)) for i in (1, 2, 3)}
+    made["wrong"] = write_tiny_bundle(folder / "wrong", wrong=True)
+    made["foreign"] = write_tiny_bundle(folder / "foreign", golden_factor=1.5)
+    return {name: Bundle.open(path) for name, path in made.items()}
+
+
+@pytest.fixture
+def registry(tmp_path: Path, bundles: dict[str, Bundle]) -> Registry:
+    """Version 1 is live, 2 and 3 are stored, 4 answers otherwise, 5 is not reproduced here."""
+    made = Registry(tmp_path / "models")
+    with made.writing():
+        assert [made.add(bundle) for bundle in bundles.values()] == [1, 2, 3, 4, 5]
+        made.write_state(NAME, State(live=1))
+    return made
+
+
+Replica = Callable[[], Models]
+
+
+@pytest.fixture
+def replica(registry: Registry) -> Iterator[Replica]:
+    """Starts replicas that follow the registry."""
+    started: list[Models] = []
+
+    def start() -> Models:
+        models = Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits(), Reporter(registry, NAME))
+        started.append(models)
+        models.start(lambda model: None)
+        return models
+
+    yield start
+    for models in started:
+        models.stop()
+
+
+def _set(registry: Registry, state: State) -> None:
+    with registry.writing():
+        registry.write_state(NAME, state)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _version(models: Models) -> str:
+    return models.live.facts.identity.version
+
+
+def test_a_bundle_alone(bundles: dict[str, Bundle]) -> None:
+    models = Models(BundleSource(bundles["1"]), "auto", 1, RequestLimits())
+    models.start(lambda model: None)
+    identity = models.live.facts.identity
+    assert (identity.name, identity.version, identity.bundle) == (NAME, "3", bundles["1"].digest)
+    assert asyncio.run(models.get(NAME, "3")) is models.live
+    assert models.versions(NAME) == [models.live.facts] and models.versions("other") == []
+    for name, version, code in (("other", None, "unknown_model"), (None, "1", "unknown_version")):
+        with pytest.raises(InputError) as caught:
+            asyncio.run(models.get(name, version))
+        assert (caught.value.status, caught.value.code) == (404, code)
+    models.stop()
+
+
+def test_the_registry_s_number_is_what_is_served(replica: Replica, bundles: dict[str, Bundle]) -> None:
+    identity = replica().live.facts.identity
+    assert (identity.version, identity.bundle) == ("1", bundles["1"].digest)
+
+
+def test_a_version_takes_over_under_requests_and_none_fails(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    warm: list[str] = []
+    models._warm_up = lambda model: warm.append(model.facts.identity.version)
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            model = asyncio.run(models.get())
+            answer = model.answers(model.predict_pixels(model.decode(picture("red"))[np.newaxis]))[0]
+            assert answer.label == "red"
+            seen.append(model.facts.identity.version)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    _until(lambda: "1" in seen)
+    _set(registry, State(live=2, before=(1,)))
+    _until(lambda: seen[-1] == "2")
+    stop.set()
+    thread.join()
+    assert seen == sorted(seen) and set(seen) == {"1", "2"}
+    assert warm == ["2"]
+    # The one before stays at hand.
+    assert [facts.identity.version for facts in models.versions(NAME)] == ["2", "1"]
+
+
+def test_versions_are_loaded_when_they_are_asked_for(replica: Replica) -> None:
+    models = replica()
+
+    async def ask() -> list[str]:
+        found = await asyncio.gather(*(models.get(NAME, str(number)) for number in (2, 2, 1, 3)))
+        return [model.facts.identity.version for model in found]
+
+    assert asyncio.run(ask()) == ["2", "2", "1", "3"]
+    assert [facts.identity.version for facts in models.versions(NAME)] == ["1", "3"]  # 2 has made room.
+    with pytest.raises(InputError) as caught:  # And is not loaded again at once: two in turn would keep a core busy.
+        asyncio.run(models.get(NAME, "2"))
+    assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+
+
+@pytest.mark.parametrize("version", ["0", "6", "01", "-1", "1.0", "", "latest", "../1", "٢", "9" * 100, "2\n"])
+def test_versions_that_are_not(replica: Replica, version: str) -> None:
+    with pytest.raises(InputError) as caught:
+        asyncio.run(replica().get(NAME, version))
+    assert (caught.value.status, caught.value.code) == (404, "unknown_version")
+
+
+def test_a_version_that_does_not_load_never_answers(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    _set(registry, State(live=5, before=(1,)))
+    _until(lambda: bool(reports(registry, NAME)[0].failed))
+    assert "golden logits" in reports(registry, NAME)[0].failed["5"]
+    assert _version(models) == "1"
+    with pytest.raises(InputError) as caught:
+        asyncio.run(models.get(NAME, "5"))
+    assert caught.value.status == 503
+    _set(registry, State(live=2, before=(1,)))
+    _until(lambda: _version(models) == "2")
+    assert not reports(registry, NAME)[0].failed
+
+
+def test_a_folder_that_is_damaged_while_it_is_served(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    live = registry.root / NAME / "live.json"
+    whole = live.read_bytes()
+    live.write_bytes(b"{")
+    time.sleep(1.2)
+    assert _version(models) == "1"
+    live.write_bytes(whole.replace(b'"live": 1', b'"live": 2'))
+    _until(lambda: _version(models) == "2")
+
+
+def test_nothing_is_live(registry: Registry) -> None:
+    _set(registry, State())
+    with pytest.raises(UsageError, match="must be live"):
+        Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits())
+    _set(registry, State(live=5))
+    with pytest.raises(BundleError, match="golden"):
+        Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits())
+
+
+def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    models.follow(RegistrySource(registry, NAME, pinned=3), wait=True)
+    assert _version(models) == "3"
+    _set(registry, State(live=2, before=(1,)))
+    time.sleep(1.2)
+    assert _version(models) == "3"
+    with pytest.raises(UsageError, match="golden"):
+        models.follow(RegistrySource(registry, NAME, pinned=5), wait=True)
+    assert _version(models) == "3"
+    models.follow(RegistrySource(registry, NAME))
+    _until(lambda: _version(models) == "2")
+
+
+# --- deploy: ready everywhere, then live everywhere, or neither
+
+
+def test_all_replicas_change_or_none(registry: Registry, replica: Replica) -> None:
+    replicas = [replica() for _ in range(3)]
+    said: list[str] = []
+    with registry.writing():
+        assert switch(registry, NAME, registry.state(NAME).with_live(2), said.append) == 3
+    assert [_version(models) for models in replicas] == ["2"] * 3
+    assert registry.state(NAME) == State(live=2, before=(1,))
+    assert said == ["3 replicas make version 2 ready ..."]
+    with pytest.raises(ServerError, match="golden logits"), registry.writing():
+        switch(registry, NAME, registry.state(NAME).with_live(5))
+    assert [_version(models) for models in replicas] == ["2"] * 3
+    assert registry.state(NAME) == State(live=2, before=(1,))
+
+
+def test_one_replica_that_cannot_keeps_all_at_the_old_version(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = [replica(), replica()]
+
+    def no_memory(_number: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(replicas[1], "_open_other", no_memory)
+    with (
+        pytest.raises(ServerError, match=r"every replica must .*MemoryError"),
+        registry.writing(),
+    ):
+        switch(registry, NAME, registry.state(NAME).with_live(2))
+    assert [_version(models) for models in replicas] == ["1", "1"]
+    assert registry.state(NAME) == State(live=1)
+
+
+def test_a_replica_that_says_nothing(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    silent = {"live": models.live.facts.identity.to_dict(), "ready": [1], "failed": {}, "shadow": None}
+    (registry.root / NAME / "replicas" / "elsewhere-1-a.json").write_text(json.dumps(silent))
+    with pytest.raises(ServerError, match="Received: 1 of 2 are not that far, such as elsewhere"), registry.writing():
+        switch(registry, NAME, registry.state(NAME).with_live(2), timeout_s=3.0)
+    assert (_version(models), registry.state(NAME)) == ("1", State(live=1))
+
+
+def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replica) -> None:
+    replica()
+    mine = reports(registry, NAME)
+    assert [report.live for report in mine] == ["1"]
+    folder = registry.root / NAME / "replicas"
+    text = (folder / f"{mine[0].replica}.json").read_text()
+    (folder / "elsewhere-1-a.json").write_text(text)
+    os.utime(folder / "elsewhere-1-a.json", (0, 0))  # Silent for a long time.
+    host = mine[0].replica.rsplit("-", 2)[0]
+    (folder / f"{host}-4194999-a.json").write_text(text)  # No process has this number.
+    (folder / "foreign.json").write_text("{")
+    assert reports(registry, NAME) == mine
+    assert sorted(path.name for path in folder.iterdir()) == sorted([f"{mine[0].replica}.json", "foreign.json"])
+
+
+def test_without_a_server_only_the_folder_changes(registry: Registry) -> None:
+    with registry.writing():
+        assert switch(registry, NAME, registry.state(NAME).with_live(5)) == 0
+    assert registry.state(NAME) == State(live=5, before=(1,))
+
+
+def test_a_replica_that_cannot_report_serves_all_the_same(
+    registry: Registry, replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    (registry.root / NAME / "replicas").touch()
+    models = replica()
+    assert "cannot report" in caplog.text
+    _set(registry, State(live=2, before=(1,)))
+    _until(lambda: _version(models) == "2")
+
+
+# --- shadow
+
+
+def _answer(models: Models, label: str) -> None:
+    model, source = models.live, picture(label)
+    pixels = model.decode(source)
+    models.answered(model, source, pixels, model.answers(model.predict_pixels(pixels[np.newaxis]))[0].label, 0.001)
+
+
+def _compared(registry: Registry) -> int:
+    found = agreement(registry.state(NAME), reports(registry, NAME))
+    return 0 if found is None else found.compared + found.dropped
+
+
+def _show(registry: Registry, replicas: list[Models], count: int) -> None:
+    """Pictures of all classes, as fast as the shadows take them."""
+    _until(lambda: all(models._shadow is not None for models in replicas))
+    for i in range(count):
+        models = replicas[i % len(replicas)]
+        assert models._shadow is not None
+        _until(models._shadow._queue.empty)
+        _answer(models, CLASSES[i % 3])
+    _until(lambda: _compared(registry) == count)
+
+
+def test_a_shadow_that_agrees_may_be_live(registry: Registry, replica: Replica) -> None:
+    replicas = [replica(), replica()]
+    _set(registry, State(live=1, shadow=Shadow(2, 0.98)))
+    with pytest.raises(ServerError, match=f"compared on {MIN_COMPARED} pictures before it may be live. Received: 0"):
+        check_shadow(registry, NAME, registry.state(NAME), 2)
+    _show(registry, replicas, MIN_COMPARED + 20)
+    found = agreement(registry.state(NAME), reports(registry, NAME))
+    assert found is not None and found.share == 1.0 and not found.errors and not found.dropped
+    assert found.live_ms is not None and found.live_ms["p50"] == pytest.approx(1.0)
+    assert found.shadow_ms is not None and 0 < found.shadow_ms["p50"] <= found.shadow_ms["p99"]
+    assert found.to_json()["agreement"] == 1.0
+    check_shadow(registry, NAME, registry.state(NAME), 2)
+    with registry.writing():
+        assert switch(registry, NAME, registry.state(NAME).with_live(2)) == 2
+    assert registry.state(NAME) == State(live=2, before=(1,))
+    _until(lambda: all(models._shadow is None for models in replicas))
+
+
+def test_a_shadow_that_disagrees_may_not(registry: Registry, replica: Replica) -> None:
+    replicas = [replica()]
+    _set(registry, State(live=1, shadow=Shadow(4, 0.98)))
+    _show(registry, replicas, MIN_COMPARED + 20)  # It is right about green alone.
+    with pytest.raises(ServerError, match=r"agree .* on 0\.98 of the pictures\. Received: 0\.3333 of 120"):
+        check_shadow(registry, NAME, registry.state(NAME), 4)
+    check_shadow(registry, NAME, registry.state(NAME), 3)  # Others have no floor.
+    check_shadow(registry, NAME, replace(registry.state(NAME), shadow=None), 4)
+
+
+def test_a_shadow_that_does_not_load_says_why(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    _set(registry, State(live=1, shadow=Shadow(5, 0.5)))
+    _until(lambda: any(r.shadow and r.shadow["error"] for r in reports(registry, NAME)))
+    with pytest.raises(ServerError, match=r"Received: 0 \(.*golden logits"):
+        check_shadow(registry, NAME, registry.state(NAME), 5)
+    assert _version(models) == "1"
+
+
+def test_a_shadow_never_keeps_an_answer_waiting(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    _set(registry, State(live=1, shadow=Shadow(2, 0.98)))
+    _until(lambda: models._shadow is not None)
+    shadow = models._shadow
+    assert shadow is not None
+    hold = threading.Event()
+    shadow._compare = lambda *_: hold.wait(60)  # type: ignore[method-assign, assignment]
+    for _ in range(50):
+        _answer(models, "red")  # Returns although nobody takes them.
+    assert shadow.figures()["dropped"] >= 40
+    hold.set()
