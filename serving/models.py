@@ -207,6 +207,7 @@ class Models:
         """
         self._warm_up = warm_up
         warm_up(self._live)
+        self._report()
         self._follower.start()
 
     @property
