@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
+import click
+
 _LINE = 100_000  # A program that reads the table gets a row a line, however long.
 
 
@@ -23,11 +25,16 @@ def show_table(
     import rich.text
 
     console = rich.console.Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _LINE
     table = rich.table.Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title, side in columns.items():
         table.add_column(rich.text.Text(title), justify=side, overflow="fold")
     for place, row in enumerate(rows):
         table.add_row(*map(rich.text.Text, row), style="bold green" if place in marked else None)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = _LINE
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
