@@ -26,6 +26,10 @@ _FORMAT = "%(asctime)s %(name)s: %(message)s"
 class Commands(click.Group):
     """A group whose help lists its commands under the headings of `SECTIONS`, others at the end."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _add_verbose(self)
+
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Add a command, and to it and those below it `-v`."""
         _add_verbose(cmd)

@@ -105,6 +105,8 @@ def test_verbose_shows_where_an_error_comes_from(
     said = capsys.readouterr().err
     assert "rayml.cli: Python 3." in said and "Traceback" in said
     assert said.splitlines()[-2].startswith("Error: expected a bundle's folder")
+    assert called(monkeypatch, "-v", "verify", tmp_path) == 2
+    assert "Traceback" in capsys.readouterr().err
     assert called(monkeypatch, "verify", tmp_path) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and "rayml.cli" not in said
