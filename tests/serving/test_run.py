@@ -329,3 +329,52 @@ def _is_alive(pid: int) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+@pytest.mark.slow
+def test_keys_are_asked_for_and_every_request_is_logged_when_asked(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\nsecond\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = ServeSettings(
+        port=port, api_key_file=str(keys), allow_url_hosts=("images.example.com",), access_log=True, replicas=2
+    )
+    command = [sys.executable, "-m", "serving.run", str(write_tiny_bundle(tmp_path / "b"))]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--settings", settings.to_json()], stdout=subprocess.PIPE, stderr=output, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"Serving on {settings.url}\n", log.read_text()
+            headers = {"content-type": "image/png"}
+            refused = requests.post(settings.url + "/predict", data=PICTURE, headers=headers, timeout=30)
+            _is_error(refused, 401, "unauthorized")
+            assert refused.headers["www-authenticate"].startswith("Bearer")
+            assert Client(settings.url, api_key="second").predict(PICTURE)["label"] == "green"
+            bearer = {"authorization": "Bearer first"}
+            local = requests.post(
+                settings.url + "/lesson", json={"url": "http://127.0.0.1/a.png"}, headers=bearer, timeout=30
+            )
+            _is_error(local, 422, "url_refused")
+            keys.write_text("third\n")
+            deadline = time.monotonic() + 30
+            while requests.get(settings.url + "/v2", headers=bearer, timeout=30).status_code != 401:
+                assert time.monotonic() < deadline, "the file's change did not count"
+                time.sleep(0.2)
+            asked = 20  # Both replicas answer, and either tells the sum.
+            for _ in range(asked):
+                Client(settings.url, api_key="third").predict(PICTURE)
+            page = requests.get(settings.url + "/metrics", headers={"x-api-key": "third"}, timeout=30).text
+            (line,) = [x for x in page.splitlines() if 'requests_total{route="/predict",status="200"}' in x]
+            assert float(line.rpartition(" ")[2]) >= asked + 1
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    seen = [(line["route"], line["status"]) for line in lines]
+    assert ("/predict", 401) in seen and ("/lesson", 422) in seen and seen.count(("/predict", 200)) >= asked + 1
+    assert refused.headers["x-rayml-request-id"] in {line["request_id"] for line in lines}
