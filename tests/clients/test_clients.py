@@ -126,6 +126,8 @@ def test_schemathesis(live: Live, tmp_path: Path) -> None:
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
         "response_headers_conformance,unsupported_method,ignored_auth"
     )
-    command = [str(schemathesis), "run", f"{live.url}/openapi.json", "--checks", checks, "--max-examples", "30"]
-    output = run([*command, "--seed", "1", "--request-timeout", "60", "--no-color"], cwd=tmp_path, timeout_s=1200)
-    assert "No issues found" in output
+    # The stateful phase follows links between operations, of which there are none: it only repeats the others for long.
+    command = [str(schemathesis), "run", f"{live.url}/openapi.json", "--checks", checks]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--seed", "1"]
+    output = run([*command, "--request-timeout", "60", "--no-color"], cwd=tmp_path, timeout_s=1200)
+    assert "Test cases:" in output and " passed" in output and " failed" not in output, output
