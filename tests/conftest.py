@@ -41,9 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a cluster or the server comes last: both stay up from their first test on, taking from others."""
-    kept_up = {"ray_cluster": 1, "live": 2}
-    items.sort(key=lambda item: max((kept_up.get(name, 0) for name in getattr(item, "fixturenames", ())), default=0))
+    """What shares a cluster, a server or a file's fixtures stays together, for `pytest -n 2 --dist loadgroup`.
+
+    In parallel the two long groups come first, one for each worker. One after the other they come last: cluster and
+    server stay up from their first test on, taking from the others.
+    """
+    ranks = {"ray_cluster": 1, "live": 2}
+    groups = []
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        group = next((name for name in sorted(ranks, key=ranks.__getitem__, reverse=True) if name in names), None)
+        groups.append(ranks.get(group or "", 0))
+        item.add_marker(pytest.mark.xdist_group(group or str(item.path)))
+    sign = -1 if "PYTEST_XDIST_WORKER" in os.environ else 1
+    order = sorted(range(len(items)), key=lambda at: sign * groups[at])
+    items[:] = [items[at] for at in order]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
