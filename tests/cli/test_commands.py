@@ -94,6 +94,7 @@ def test_a_search_from_the_shell(photos: Path, tmp_path: Path) -> None:
     answer = json.loads(done.stdout)  # one object and nothing else
     assert (len(answer["trials"]), answer["computed"]) == (1, 30)
     assert "features: 30 computed by openvino" in done.stderr
+    assert f"check: 10 few photos; rayml data check {photos} tells more" in done.stderr
     assert (tmp_path / "run" / "best" / "bundle.json").is_file()
     checked = rayml("verify", tmp_path / "run" / "best")
     assert (checked.returncode, checked.stderr) == (0, "")
