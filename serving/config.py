@@ -6,13 +6,13 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 
+from rayml.engines import PRECISIONS
 from rayml.errors import UsageError
-from serving.fetch import check_host_pattern
+from serving.addresses import check_host_pattern
 from serving.limits import RequestLimits
 
 # The engines that serve; the TensorFlow engine is a reference for tests and is never served.
 ENGINES = ("auto", "openvino", "onnxruntime")
-PRECISIONS = ("float32", "bfloat16")
 _MAX_REPLICAS = 64
 _MAX_THREADS = 256
 

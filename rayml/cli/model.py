@@ -93,7 +93,7 @@ def verify(bundle: Path, engine: str, as_json: bool) -> None:
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(path_type=Path), help="Classify here with this bundle.")
-@click.option("--server", metavar="URL", help="Ask this server instead, e.g. http://127.0.0.1:8000.")
+@click.option("--server", metavar="URL", help="Ask this server instead; RAYML_API_KEY may hold its key.")
 @engine_option
 @json_option
 def predict(images: tuple[Path, ...], bundle: Path | None, server: str | None, engine: str, as_json: bool) -> None:

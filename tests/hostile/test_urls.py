@@ -7,7 +7,8 @@ import time
 import pytest
 
 from rayml.errors import UsageError
-from serving.fetch import MAX_URL, Fetcher, check_host_pattern, is_public
+from serving.addresses import check_host_pattern, is_public
+from serving.fetch import MAX_URL, Fetcher
 from tests.hostile.origin import PUBLIC, origin, refused, response, sends
 
 PICTURE = bytes(range(256)) * 10
