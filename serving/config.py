@@ -104,8 +104,8 @@ class ServeSettings:
 
     @classmethod
     def from_json(cls, text: str) -> ServeSettings:
-        """The settings that `to_json` wrote."""
+        """The settings that `to_json` wrote; what is left out has its default."""
         values = json.loads(text)
-        values["limits"] = RequestLimits(**values["limits"])
-        values["allow_url_hosts"] = tuple(values["allow_url_hosts"])
+        values["limits"] = RequestLimits(**values.get("limits", {}))
+        values["allow_url_hosts"] = tuple(values.get("allow_url_hosts", ()))
         return cls(**values)

@@ -81,3 +81,9 @@ def test_settings_survive_json() -> None:
 def test_the_image_limits_are_the_same_numbers() -> None:
     limits = RequestLimits(max_image_bytes=7, max_pixels=9)
     assert (limits.image.max_bytes, limits.image.max_pixels) == (7, 9)
+
+
+def test_settings_in_json_may_leave_things_out() -> None:
+    assert ServeSettings.from_json('{"port": 8123}') == ServeSettings(port=8123)
+    given = ServeSettings(allow_url_hosts=("images.example.com",), api_key_file="keys", access_log=True)
+    assert ServeSettings.from_json(given.to_json()) == given
