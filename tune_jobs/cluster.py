@@ -30,11 +30,13 @@ class Node:
         node_id: Ray's name for it.
         cpus: its processors, as Ray counts them.
         gpus: its graphics processors.
+        memory_bytes: what Ray found free when it started there; 0 where that is not known.
     """
 
     node_id: str
     cpus: int
     gpus: int
+    memory_bytes: int = 0
 
 
 @contextmanager
@@ -70,10 +72,26 @@ def usable_nodes() -> tuple[Node, ...]:
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return tuple(
-        Node(node["NodeID"], int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0)))
+        Node(
+            node["NodeID"],
+            int(node["Resources"]["CPU"]),
+            int(node["Resources"].get("GPU", 0)),
+            int(node["Resources"].get("memory", 0)),
+        )
         for node in sorted(nodes, key=lambda node: str(node["NodeID"]))
         if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
     )
+
+
+def autoscaler_maximum() -> tuple[int, int] | None:
+    """The processors and graphics processors that the connected cluster may grow to; None where nobody says."""
+    from ray._private.state import state
+
+    try:
+        most = state.get_max_resources_from_cluster_config()  # Ray has no public way to ask.
+    except (AttributeError, RuntimeError):
+        return None
+    return (int(most.get("CPU", 0)), int(most.get("GPU", 0))) if most else None
 
 
 def _connect(address: str) -> None:

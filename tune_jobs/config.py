@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from rayml.errors import UsageError
 from rayml.head import check_head_settings
 
-SCHEDULERS = ("asha", "none")
+SCHEDULERS = ("asha", "sync", "none")
 DEFAULT_GRACE_PERIOD = 2  # After one epoch alone a small learning rate looks worse than it is.
 
 
@@ -19,7 +20,7 @@ class SearchSettings:
 
     Arguments:
         data: the folder of labelled photos.
-        out: the run's folder, which must not be there yet.
+        out: the run's folder, which must not be there yet, but where `resume` is set.
         validation_fraction: the share of photos held back where DATA has no `validation/`, 0 to 1, both excluded.
         skip_unreadable: go on without pictures that cannot be read, and say which.
         backbone, weights, image_size: see `rayml.backbones.backbone_spec`.
@@ -27,9 +28,9 @@ class SearchSettings:
         dropout: of every trial, 0 <= dropout < 1.
         epochs, batch_size: at least 1.
         seed: of the weights' start, the order of the pictures and the split; 0 to 2**31 - 1.
-        scheduler: `asha` (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning") or `none`.
-        grace_period: epochs before ASHA may stop a trial, 1 to epochs; None for 2, or for fewer epochs all of them.
-        reduction_factor: ASHA keeps the best 1/reduction_factor at each rung, at least 2.
+        scheduler: `asha`, `sync` or `none`; see `tune_jobs.scheduler`.
+        grace_period: epochs before a trial may be stopped, 1 to epochs; None for 2, or for fewer epochs all of them.
+        reduction_factor: the best 1/reduction_factor go on at each rung, at least 2.
         address: `local`, `auto`, or HOST:PORT of a Ray cluster.
         trial_cpus: processors of a trial; None shares them out over the grid.
         trial_gpus: graphics processors of a trial, fractions allowed.
@@ -37,6 +38,7 @@ class SearchSettings:
         scale_up_timeout_s: seconds to wait for a cluster that grows by itself to have room for `max_concurrent` trials;
             0 for one that is as large as it will be.
         cache: where frozen backbones and features are kept.
+        resume: go on with the search that was interrupted in `out`, which must be there then.
 
     Raises:
         UsageError: names the setting, what it may be and what came.
@@ -66,6 +68,7 @@ class SearchSettings:
     max_concurrent: int | None = None
     scale_up_timeout_s: float = 0.0
     cache: Path | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size_inner", "learning_rate"):
@@ -86,8 +89,8 @@ class SearchSettings:
             raise UsageError(f"scheduler must be one of {', '.join(SCHEDULERS)}. Received: {self.scheduler}")
         if self.grace_period is not None and not 1 <= self.grace_period <= self.epochs:
             raise UsageError(f"grace_period must be 1 to epochs={self.epochs}. Received: {self.grace_period}")
-        if not self.reduction_factor >= 2:
-            raise UsageError(f"reduction_factor must be at least 2. Received: {self.reduction_factor}")
+        if not 2 <= self.reduction_factor < math.inf:
+            raise UsageError(f"reduction_factor must be at least 2 and finite. Received: {self.reduction_factor}")
         if self.trial_cpus is not None and not self.trial_cpus > 0:
             raise UsageError(f"trial_cpus must be over 0. Received: {self.trial_cpus}")
         if not 0 <= self.scale_up_timeout_s < float("inf"):
@@ -99,7 +102,7 @@ class SearchSettings:
 
     @property
     def first_rung(self) -> int:
-        """The epoch after which ASHA may stop a trial for the first time."""
+        """The epoch after which a trial may be stopped for the first time."""
         return min(DEFAULT_GRACE_PERIOD, self.epochs) if self.grace_period is None else self.grace_period
 
     @property
@@ -111,7 +114,8 @@ class SearchSettings:
         """The settings as plain values for run.json; folders by their names alone, so that a run may be moved."""
         plain = asdict(self)
         plain |= {"data": self.data.name, "out": self.out.name}
-        plain.pop("cache")
+        for passing in ("cache", "resume"):
+            plain.pop(passing)
         return {**plain, "weights": Path(self.weights).name if self.weights else None}
 
 

@@ -1,21 +1,23 @@
-"""The callback that follows a search: each epoch into history.csv, a line for each trial that has ended."""
+"""The callback that follows a search: each epoch into history.csv, what went wrong to scheduler and terminal."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 
 from rayml.errors import RaymlError
 from rayml.progress import Advance
 from rayml.training import EpochMetrics
-from tune_jobs.records import EpochRow, HistoryFile, TrialRow, summarise
+from tune_jobs.feed import Feed
+from tune_jobs.records import EpochRow, HistoryFile
+from tune_jobs.scheduler import Scheduler, trial_number
 
-
-def trial_number(trial: Any) -> str:
-    """A trial's number in the grid: `12ab3_00007` -> `00007`, the same in each run of the same grid."""
-    return str(trial.trial_id).rsplit("_", 1)[-1]
+RETRIES = 5  # Of a trial whose process died; it goes on from its checkpoint.
 
 
 class Recorder(tune.Callback):
@@ -23,53 +25,78 @@ class Recorder(tune.Callback):
 
     Arguments:
         history: where the epochs go.
-        epochs: how many each trial is to run.
-        advance: told of each trial that has ended; not pickled, since a bar belongs to this process.
+        scheduler: told of trials whose process died too often, and of a disk that is full.
+        feed: begins a trial again that Ray gives up too early.
+        advance: told of each trial that has ended.
+        say: prints a line. Neither is pickled, since a terminal belongs to this process.
     """
 
-    def __init__(self, history: HistoryFile, epochs: int, advance: Advance) -> None:
-        self.rows: dict[str, TrialRow] = {}
-        self.errors: dict[str, str] = {}
-        self.checkpoints: dict[str, Path] = {}
+    def __init__(
+        self,
+        history: HistoryFile,
+        scheduler: Scheduler,
+        feed: Feed,
+        advance: Advance,
+        say: Callable[[str], None],
+    ) -> None:
         self._history = history
-        self._epochs = epochs
+        self._scheduler = scheduler
+        self._feed = feed
+        self._begun_again: Counter[str] = Counter()
         self._advance: Advance | None = advance
-        self._by_trial: dict[str, list[EpochRow]] = {}
+        self._say: Callable[[str], None] | None = say
         self._best = float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_advance": None}
+        return {**vars(self), "_advance": None, "_say": None}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch is done."""
+        """An epoch is done, or a trial was started again and says where it is."""
+        if "note" in result and self._say:
+            self._say(f"trial {trial_number(trial)}: {result['note']}")
+        if "failed" in result or "halted" in result:
+            return
         metrics = EpochMetrics(*(result[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy")))
-        row = EpochRow(trial_number(trial), result["epoch"], metrics, result["time_total_s"])
-        self._history.append(row)
-        self._by_trial.setdefault(row.trial_id, []).append(row)
+        row = EpochRow(trial_number(trial), result["epoch"], metrics, result["seconds"])
+        try:
+            for each in (*result.get("earlier", ()), row):
+                self._history.record(each)
+        except OSError as error:
+            self._scheduler.halt.reason = f"an epoch could not be written to history.csv ({error.strerror or error})"
         self._best = max(self._best, metrics.val_accuracy)
 
-    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
-        """A checkpoint is on the storage."""
-        self.checkpoints[trial_number(trial)] = Path(checkpoint.path)
-
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ran all its epochs or was stopped."""
-        self._close(trial, failed=False)
+        """A trial ran all its epochs, was stopped, or failed by itself."""
+        self._close()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process of a trial died; Ray starts it again."""
+        self._say_died(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial raised, or its process died."""
+        """The process of a trial died once too often, or a trial raised again and again."""
         # Ray copies the file to the run's folder only later, where its own `get_pickled_error` looks for it.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         cause = getattr(error, "cause", None) or error
         text = cause.message if isinstance(cause, RaymlError) else f"{type(cause).__name__}: {cause}"
-        self.errors[trial_number(trial)] = text.splitlines()[0]
-        self._close(trial, failed=True)
-
-    def _close(self, trial: Any, *, failed: bool) -> None:
         number = trial_number(trial)
-        history = self._by_trial.get(number, [])
-        self.rows[number] = summarise(number, trial.config, history, epochs=self._epochs, failed=failed)
-        if self._advance:
-            self._advance(1, f"best {self._best:.4f}" if history else "")
+        if isinstance(error, RayActorError) and self._begun_again[number] < RETRIES >= trial.num_failures:
+            self._begun_again[number] += 1
+            self._say_died(trial)
+            self._feed.run_again(trial)
+            return
+        try:
+            self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0])
+        except OSError as full:
+            self._scheduler.halt.reason = f"a decision could not be written to ledger.jsonl ({full.strerror or full})"
+        self._close()
+
+    def _say_died(self, trial: Any) -> None:
+        if self._say:
+            self._say(f"trial {trial_number(trial)}: its process died; it goes on from its last checkpoint in another")
+
+    def _close(self) -> None:
+        if self._advance and not self._scheduler.halt.reason:
+            self._advance(1, f"best {self._best:.4f}" if self._best >= 0 else "")

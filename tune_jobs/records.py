@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,27 +90,74 @@ def winner(trials: Iterable[TrialRow]) -> TrialRow | None:
 
 
 class HistoryFile:
-    """history.csv, a line an epoch, each on disk before the next epoch is known."""
+    """history.csv and what it says: a line an epoch, each in the file before the next epoch of its trial is known.
+
+    Arguments:
+        path: read if it is there, as far as it can be; lines that were cut short are removed.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._append(HISTORY_COLUMNS)
+        self._rows: dict[str, dict[int, EpochRow]] = {}
+        content = path.read_bytes() if path.exists() else b""
+        text = content[: content.rfind(b"\n") + 1].decode(errors="replace")  # What has no end was cut short.
+        lines = text.replace("\0", "").splitlines()
+        for line in csv.reader(lines[1:]):
+            with suppress(ValueError, TypeError):
+                trial_id, epoch, *figures, seconds = line
+                row = EpochRow(trial_id, int(epoch), EpochMetrics(*map(float, figures)), float(seconds))
+                self._rows.setdefault(trial_id, {}).setdefault(row.epoch, row)
+        if not content.endswith(b"\n") or len(lines) != 1 + sum(map(len, self._rows.values())):
+            self.rewrite()
 
-    def append(self, row: EpochRow) -> None:
-        """Add a line."""
-        self._append(row.cells())
+    def of(self, trial_id: str) -> list[EpochRow]:
+        """The epochs of a trial from its first, as far as there are no gaps."""
+        rows = self._rows.get(trial_id, {})
+        return [rows[epoch] for epoch in takewhile(rows.__contains__, count(1))]
 
-    def _append(self, cells: tuple[Any, ...]) -> None:
-        with self._path.open("a", newline="") as file:
-            csv.writer(file).writerow(cells)
+    def record(self, row: EpochRow) -> bool:
+        """Add an epoch. One that is there already is left as it is, unless it came out differently this time, as it
+        may after a damaged checkpoint on another processor: the checkpoints hold what comes of the new one.
+
+        Returns:
+            Whether there was anything to write.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
+        known = self._rows.setdefault(row.trial_id, {})
+        if row.epoch in known and known[row.epoch].metrics == row.metrics:
+            return False
+        changed = row.epoch in known
+        known[row.epoch] = row
+        if changed:
+            self.rewrite()
+        else:
+            with self._path.open("a", newline="") as file:
+                csv.writer(file).writerow(row.cells())
+        return True
+
+    def rewrite(self) -> None:
+        """Write it whole, by trial and epoch."""
+        rows = [by_epoch[epoch] for _, by_epoch in sorted(self._rows.items()) for epoch in sorted(by_epoch)]
+        _write_csv(self._path, HISTORY_COLUMNS, [row.cells() for row in rows])
 
 
 def write_trials(path: Path, trials: Iterable[TrialRow]) -> None:
     """Write trials.csv whole, in the order of the grid."""
+    columns = [field.name for field in fields(TrialRow)]
+    _write_csv(path, columns, [astuple(trial) for trial in sorted(trials, key=lambda trial: trial.trial_id)])
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """All of it or, where the disk is full, none of it."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([field.name for field in fields(TrialRow)])
-    writer.writerows(astuple(trial) for trial in sorted(trials, key=lambda trial: trial.trial_id))
+    writer.writerow(columns)
+    writer.writerows(rows)
     draft = path.with_suffix(".csv.tmp")
     draft.write_text(text.getvalue(), newline="")
     draft.replace(path)

@@ -38,12 +38,23 @@ from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
 from rayml.report import keep_report
 from rayml.training import TrainingData
-from tune_jobs.cluster import on_this_node, ray_cluster
+from tune_jobs.cluster import Node, on_this_node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
 from tune_jobs.features import PassResult, feature_pass
 from tune_jobs.growth import Demand, room
+from tune_jobs.plan import Plan, make_plan
 from tune_jobs.records import TrialRow
-from tune_jobs.search import run_search
+from tune_jobs.runfolder import (
+    check_same_backbone,
+    check_same_data,
+    check_same_search,
+    locked,
+    read_record,
+    set_status,
+    with_stored,
+    write_record,
+)
+from tune_jobs.search import Search, run_search
 from tune_jobs.select import Winner, select
 
 REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "keras", "numpy", "onnx", "openvino", "pillow")
@@ -94,6 +105,20 @@ class Stages:
         self._progress.say(f"{name}: {'; '.join(said)} ({self.seconds[name]:.1f} s)")
 
 
+def plan_tune(settings: SearchSettings, progress: Progress) -> Plan:
+    """What `run_tune` would take; nothing is written.
+
+    Raises:
+        RaymlError: what `run_tune` would raise before it begins.
+    """
+    run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
+    stages = Stages(progress)
+    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+    manifest = _scan(settings, stages, progress)
+    with ExitStack() as stack:
+        return make_plan(settings, manifest, spec, _nodes(settings, stages, stack, None), run, cache)
+
+
 def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
     """Photos, frozen backbone, features, search, bundle: everything that `rayml tune` does.
 
@@ -101,53 +126,94 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         RaymlError: see the stages. Where it ends before the first epoch, RUN is not left behind.
     """
     run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
-    if run.exists():
-        raise UsageError(f"--out must be a new folder. Received: {run}, which is there", "Name another, or remove it.")
-    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
-    stages = Stages(progress)
+    with ExitStack() as stack:
+        record = None
+        if settings.resume:
+            stack.enter_context(locked(_existing(run)))
+            record = read_record(run)
+        elif run.exists():
+            raise UsageError(
+                f"--out must be a new folder. Received: {run}, which is there",
+                "Name another, or remove it. An interrupted search goes on with --resume.",
+            )
+        if record is not None:
+            check_same_search(settings, record)
+        spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+        stages = Stages(progress)
+        manifest = _scan(settings, stages, progress)
+        if record is not None:
+            manifest = check_same_data(manifest, record)
+            if record["status"] == "finished" and (run / "best").is_dir():
+                progress.say(f"{run} is finished: nothing is left to do")
+                return _finished(settings, record)
+        if spec.weights == "none":
+            progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
+        with ExitStack() as cluster:
+            nodes = _nodes(settings, stages, cluster, progress)
+            for note in make_plan(settings, manifest, spec, nodes, run, cache).notes:
+                progress.say(note)
+            if not settings.resume:
+                _make(run)
+                stack.enter_context(locked(run))
+            try:
+                summary = _run(settings, spec, manifest, nodes, run, cache, stages, progress)
+            except BaseException as error:
+                if not (run / "history.csv").exists() and not settings.resume:  # Nothing was learned yet.
+                    shutil.rmtree(run)
+                else:
+                    set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                raise
+        with stages.stage("report") as said:
+            try:
+                said.append(str(keep_report(run, settings.data)))
+            except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
+                said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
+    return summary
+
+
+def _make(run: Path) -> None:
+    try:
+        run.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
+
+
+def _scan(settings: SearchSettings, stages: Stages, progress: Progress) -> Manifest:
     with stages.stage("data") as said:
         manifest = scan(settings.data, settings.validation_fraction, settings.seed)
         said.append(describe(manifest))
         found = in_one_line(quick_check(manifest))
     if found:
         progress.say(f"check: {found}; rayml data check {settings.data} tells more")
-    if spec.weights == "none":
-        progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
-    try:
-        run.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
-    try:
-        with ExitStack() as stack:
-            summary = _run(settings, spec, manifest, run, cache, stages, stack, progress)
-    except BaseException as error:
-        if not (run / "history.csv").exists():  # Nothing was learned yet.
-            shutil.rmtree(run)
-        else:
-            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            _write_json(run / "run.json", {**json.loads((run / "run.json").read_text()), "status": ended})
-        raise
-    with stages.stage("report") as said:
-        try:
-            said.append(str(keep_report(run, settings.data)))
-        except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
-            said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
-    return summary
+    return manifest
 
 
-def _run(
-    settings: SearchSettings,
-    spec: BackboneSpec,
-    manifest: Manifest,
-    run: Path,
-    cache: Path,
-    stages: Stages,
-    stack: ExitStack,
-    progress: Progress,
-) -> RunSummary:
+def _existing(run: Path) -> Path:
+    read_record(run)  # Says what is wrong with it before a lock is tried.
+    return run
+
+
+def _finished(settings: SearchSettings, record: dict[str, Any]) -> RunSummary:
+    """What a finished run was, from its files."""
+    trials = Search(settings, settings.out).result().trials
+    (best,) = [trial for trial in trials if trial.trial_id == record["best"]["trial_id"]]
+    return RunSummary(
+        run=settings.out,
+        bundle=settings.out / "best",
+        best=best,
+        trials=trials,
+        timings=record["timings"],
+        computed=record["features"]["computed"],
+        cached=record["features"]["cached"],
+        largest_class_share=record["largest_class_share"],
+    )
+
+
+def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress: Progress | None) -> tuple[Node, ...]:
+    """The machines to search on; Ray ends with the stack. A cluster that grows is waited for where progress is said."""
     with stages.stage("ray") as said:
         nodes = stack.enter_context(ray_cluster(settings.address))
-        if settings.scale_up_timeout_s:
+        if settings.scale_up_timeout_s and progress:
             nodes = stack.enter_context(room(Demand.of(settings), settings.scale_up_timeout_s, progress.say))
         if not nodes:
             raise SearchError(
@@ -156,6 +222,19 @@ def _run(
             )
         said.append(f"{sum(node.cpus for node in nodes)} CPUs and {sum(node.gpus for node in nodes)} GPUs")
         said.append(f"{len(nodes)} machine{'s' if len(nodes) > 1 else ''}")
+    return nodes
+
+
+def _run(
+    settings: SearchSettings,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    nodes: tuple[Node, ...],
+    run: Path,
+    cache: Path,
+    stages: Stages,
+    progress: Progress,
+) -> RunSummary:
     with stages.stage("backbone") as said:
         folder = frozen_folder(spec, cache)
         backbone = load_frozen(folder)
@@ -174,7 +253,10 @@ def _run(
             manifest = manifest.without(passed.unreadable)
     data = training_data(manifest, bank)
     record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
-    _write_json(run / "run.json", {**record, "status": "searching", "timings": stages.seconds})
+    if settings.resume and (before := read_record(run)) is not None:
+        check_same_backbone(backbone.graph_sha256, before)
+        record["data"]["unreadable"] |= before["data"]["unreadable"]  # Left out before the pass this time.
+    write_record(run, {**record, "status": "searching", "timings": stages.seconds})
     with stages.stage("search") as said:
         result = run_search(settings, data, nodes, run, progress)
         states = [trial.status for trial in result.trials]
@@ -183,16 +265,19 @@ def _run(
         progress.say(f"trial {number} failed: {reason}")
     with stages.stage("bundle") as said:
         won = select(result, data)
+        for damage in won.damaged:
+            progress.say(f"{damage}: the one before it holds the winner's best epoch too")
+        if (run / "best").exists():  # Of a run that was killed before it could say that it had finished.
+            shutil.rmtree(run / "best")
         seal(run / "best", settings, manifest, backbone, data, won)
         predictions(manifest, won).write(run / PREDICTIONS_FILE, won.temperature)
         said.append(
             f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
             f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
         )
-    _write_json(
-        run / "run.json",
-        {**record, "status": "finished", "best": asdict(won.trial), "bundle": "best", "timings": stages.seconds},
-    )
+    largest = float(np.bincount(data.validation_labels).max() / len(data.validation_labels))
+    won_record = {"best": asdict(won.trial), "bundle": "best", "largest_class_share": largest}
+    write_record(run, {**record, "status": "finished", **won_record, "timings": stages.seconds})
     return RunSummary(
         run=settings.out,
         bundle=settings.out / "best",
@@ -201,7 +286,7 @@ def _run(
         timings=stages.seconds,
         computed=passed.computed,
         cached=passed.cached,
-        largest_class_share=float(np.bincount(data.validation_labels).max() / len(data.validation_labels)),
+        largest_class_share=largest,
     )
 
 
@@ -318,19 +403,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(value, indent=1) + "\n")
-    draft.replace(path)
-
-
 def main(arguments: list[str]) -> int:
     """Run the search of a settings file and print its summary as one JSON object."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("Usage: python -m tune_jobs.run CONFIG.yaml", file=sys.stderr)
         return UsageError.exit_code
     try:
-        settings = make_settings(read_settings(Path(arguments[0])), arguments[0])
+        settings = make_settings(with_stored(read_settings(Path(arguments[0]))), arguments[0])
         print(json.dumps(run_tune(settings, Progress()).to_json()))
     except RaymlError as error:
         print(f"Error: {error.message}", error.hint, sep="\n", file=sys.stderr)

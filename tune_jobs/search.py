@@ -1,32 +1,40 @@
-"""The grid under Ray Tune: trials scheduled over the cluster, stopped early by ASHA, each epoch recorded."""
+"""The grid under Ray Tune: trials scheduled over the cluster, stopped early, each epoch and each decision recorded."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from rayml.errors import SearchError
 from rayml.progress import Progress
 from rayml.training import TrainingData
+from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
 from tune_jobs.config import SearchSettings
-from tune_jobs.recorder import Recorder, trial_number
-from tune_jobs.records import HistoryFile, TrialRow, write_trials
+from tune_jobs.feed import Feed
+from tune_jobs.grid import cells
+from tune_jobs.halving import Halving
+from tune_jobs.ledger import FAIL, STOP, Ledger
+from tune_jobs.recorder import RETRIES, Recorder
+from tune_jobs.records import HistoryFile, TrialRow, summarise, winner, write_trials
+from tune_jobs.scheduler import METRIC, MODE, Asha, Halt, Scheduler, trial_number
 from tune_jobs.trial import train_head
 
-METRIC, MODE = "val_accuracy", "max"
+CHECKPOINTS = "checkpoints"
 
 # rayml keeps its own records; Ray's loggers for each trial take more time than a trial of a small head.
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # A failed trial is said in a line, without its traceback.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Nothing is ever restored from Ray's own state; see docs/architecture.md.
 }
 
 
@@ -36,7 +44,7 @@ class SearchResult:
 
     Arguments:
         trials: a line each, in the order of the grid.
-        checkpoints: trial_id -> the folder of its last checkpoint, which holds its best epoch.
+        checkpoints: trial_id -> the folder of its checkpoints, the newest of which holds its best epoch.
         errors: trial_id -> why it failed.
     """
 
@@ -48,11 +56,15 @@ class SearchResult:
 def trial_cpus(settings: SearchSettings, nodes: Sequence[Node]) -> float:
     """Processors of a trial: what was asked for, else the cluster's shared out over the grid, whole and at least 1.
 
+    In `sync` mode it is 1, however many there are: sums come out differently in their last digits where they are shared
+    over another number of threads, and one seed is to give one winner on every cluster.
+
     Raises:
         SearchError: no node can ever run such a trial.
     """
     available = sum(node.cpus for node in nodes)
-    cpus = settings.trial_cpus or max(1, min(available // settings.trials, max(node.cpus for node in nodes)))
+    share = 1 if settings.scheduler == "sync" else available // settings.trials
+    cpus = settings.trial_cpus or max(1, min(share, max(node.cpus for node in nodes)))
     if not any(cpus <= node.cpus and settings.trial_gpus <= node.gpus for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus))
         raise SearchError(
@@ -63,68 +75,164 @@ def trial_cpus(settings: SearchSettings, nodes: Sequence[Node]) -> float:
     return float(cpus)
 
 
+class Search:
+    """A search as far as RUN tells: what has been done, what remains.
+
+    Arguments:
+        settings: what is searched.
+        run: RUN; an interrupted search is found in its `history.csv`, `ledger.jsonl` and `checkpoints/`.
+
+    Raises:
+        OSError: they cannot be read or written.
+    """
+
+    def __init__(self, settings: SearchSettings, run: Path) -> None:
+        self.settings = settings
+        self.run = run
+        self.cells = cells(settings)
+        self.history = HistoryFile(run / "history.csv")
+        self.ledger = Ledger(run / "ledger.jsonl")
+        self.halt = Halt()
+        self.scheduler = self._scheduler()
+
+    def _scheduler(self) -> Scheduler:
+        rungs: dict[str, Any] = {
+            "epochs": self.settings.epochs,
+            "grace_period": self.settings.first_rung,
+            "reduction_factor": self.settings.reduction_factor,
+        }
+        if self.settings.scheduler == "asha":
+            return Asha(self.ledger, self.halt, **rungs)
+        if self.settings.scheduler == "sync":
+            numbers = [cell["trial"] for cell in self.cells]
+            known = {
+                (row.trial_id, row.epoch): (row.metrics.val_accuracy, row.metrics.val_loss)
+                for number in numbers
+                for row in self.history.of(number)
+            }
+            limit = self.settings.max_concurrent or 0
+            return Halving(self.ledger, self.halt, **rungs, trials=numbers, known=known, max_concurrent=limit)
+        return Scheduler(self.ledger, self.halt, epochs=self.settings.epochs)
+
+    def ended(self) -> dict[str, TrialRow]:
+        """The trials that need no more epochs, by number."""
+        found = {}
+        for cell in self.cells:
+            number = cell["trial"]
+            rows, ending = self.history.of(number), self.ledger.ending(number)
+            failed = ending is not None and ending.decision == FAIL
+            stopped = ending is not None and ending.decision == STOP and len(rows) >= ending.epoch
+            if failed or stopped or len(rows) >= self.settings.epochs:
+                found[number] = summarise(number, cell, rows, epochs=self.settings.epochs, failed=failed)
+        return found
+
+    def remaining(self) -> list[dict[str, Any]]:
+        """The cells that are to be run: those that have not ended, and the winner if its weights were lost."""
+        ended = self.ended()
+        found = [cell for cell in self.cells if cell["trial"] not in ended]
+        if not found and (won := winner(ended.values())) is not None:
+            checkpoint, _ = newest_checkpoint(self.run / CHECKPOINTS / won.trial_id)
+            if checkpoint is None or checkpoint.best.epoch != won.best_epoch:
+                return [cell for cell in self.cells if cell["trial"] == won.trial_id]
+        return found
+
+    def result(self) -> SearchResult:
+        """What there is so far."""
+        trials = tuple(row for _, row in sorted(self.ended().items()))
+        failed = [(trial.trial_id, self.ledger.ending(trial.trial_id)) for trial in trials if trial.status == "failed"]
+        return SearchResult(
+            trials,
+            {cell["trial"]: self.run / CHECKPOINTS / cell["trial"] for cell in self.cells},
+            {number: ending.reason for number, ending in failed if ending is not None},
+        )
+
+
 def run_search(
     settings: SearchSettings, data: TrainingData, nodes: Sequence[Node], run: Path, progress: Progress
 ) -> SearchResult:
-    """Search the grid.
+    """Search the grid, or what remains of it.
 
     Arguments:
-        run: RUN; `history.csv`, `trials.csv` and `ray/` are written there, also where it ends in an error.
+        run: RUN; `history.csv`, `ledger.jsonl`, `trials.csv`, `checkpoints/` and `ray/` are written there, also where
+            it ends in an error.
 
     Raises:
-        SearchError: no node has room for a trial, or every trial failed.
+        SearchError: no node has room for a trial, every trial failed, or RUN cannot be written.
         KeyboardInterrupt: Ctrl-C; what the trials had reported stays.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     cpus = trial_cpus(settings, nodes)
-    scheduler: TrialScheduler = FIFOScheduler()  # type: ignore[no-untyped-call]
-    if settings.scheduler == "asha":
-        scheduler = ASHAScheduler(
-            max_t=settings.epochs, grace_period=settings.first_rung, reduction_factor=settings.reduction_factor
-        )
-    space = {
-        "size_inner": tune.grid_search(list(settings.size_inner)),
-        "learning_rate": tune.grid_search(list(settings.learning_rate)),
-        "dropout": settings.dropout,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "threads": math.ceil(cpus),
-    }
-    with progress.bar("trials", settings.trials, "trials") as advance:
-        recorder = Recorder(HistoryFile(run / "history.csv"), settings.epochs, advance)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(train_head, data=data), {"cpu": cpus, "gpu": settings.trial_gpus}),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode=MODE,
-                scheduler=scheduler,
-                max_concurrent_trials=settings.max_concurrent,
-                reuse_actors=True,
-                trial_name_creator=trial_number,
-                trial_dirname_creator=trial_number,
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(run.absolute()),
-                callbacks=[recorder],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                failure_config=tune.FailureConfig(max_failures=0),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        except tune.error.TuneError as error:
-            reason = str(error).splitlines()[0]
-            raise SearchError(f"Ray Tune gave up ({reason})", f"Its state lies in {run / 'ray'}.") from None
-    trials = tuple(recorder.rows[number] for number in sorted(recorder.rows))
-    write_trials(run / "trials.csv", trials)
-    if len(trials) < settings.trials:  # Ray Tune catches Ctrl-C, saves its state and returns.
-        progress.say(f"search: interrupted when {len(trials)} of {settings.trials} trials had ended")
+    try:
+        search = Search(settings, run)
+        with progress.bar("trials", settings.trials, "trials") as advance:
+            if ended := len(search.ended()):
+                advance(ended)
+            # Twice only where the winner's weights turn out to be lost.
+            for _ in range(2):
+                if remaining := search.remaining():
+                    feed = Feed(search.scheduler, settings.max_concurrent or 0)
+                    recorder = Recorder(search.history, search.scheduler, feed, advance, progress.say)
+                    _tune(search, remaining, data, cpus, feed, recorder)
+                if search.halt.reason or len(search.ended()) < settings.trials:
+                    break
+        if search.halt.reason:
+            raise SearchError(search.halt.reason, _AGAIN)
+        search.history.rewrite()
+        result = search.result()
+        write_trials(run / "trials.csv", result.trials)
+    except OSError as error:
+        raise SearchError(f"{run} could not be written ({error.strerror or error})", _AGAIN) from None
+    if len(result.trials) < settings.trials:  # Ray Tune catches Ctrl-C and returns.
+        progress.say(f"search: interrupted when {len(result.trials)} of {settings.trials} trials had ended")
         raise KeyboardInterrupt
-    if all(trial.status == "failed" for trial in trials):
-        first = recorder.errors[min(recorder.errors)]
+    if all(trial.status == "failed" for trial in result.trials):
+        first = result.errors[min(result.errors)]
         raise SearchError(f"every trial failed; the first: {first}", "A smaller --learning-rate is the usual cure.")
-    return SearchResult(trials, recorder.checkpoints, recorder.errors)
+    return result
+
+
+_AGAIN = "What was done is kept: mend that, then run the same command again with --resume."
+
+
+def _tune(
+    search: Search, remaining: list[dict[str, Any]], data: TrainingData, cpus: float, feed: Feed, recorder: Recorder
+) -> None:
+    """Run cells under Ray Tune. Its own state is of this process alone: a resumed search begins it anew."""
+    settings = search.settings
+    state = search.run / "ray"
+    if state.exists():
+        shutil.rmtree(state, ignore_errors=True)
+    if state.exists():  # Not ours to remove, perhaps; it is of no use either.
+        state.rename(state.with_name(f"ray-unusable-{os.getpid()}"))
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(train_head, data=data), {"cpu": cpus, "gpu": settings.trial_gpus}),
+        param_space={
+            "cell": tune.grid_search(remaining),
+            "checkpoints": str(search.run.absolute() / CHECKPOINTS),
+            "epochs": settings.epochs,
+            "seed": settings.seed,
+            "threads": math.ceil(cpus),
+        },
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode=MODE,
+            scheduler=search.scheduler,
+            search_alg=feed,
+            reuse_actors=True,
+            trial_name_creator=trial_number,
+            trial_dirname_creator=trial_number,
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(search.run.absolute()),
+            callbacks=[recorder],
+            stop=search.halt,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except tune.error.TuneError as error:
+        reason = str(error).splitlines()[0]
+        raise SearchError(f"Ray Tune gave up ({reason})", _AGAIN) from None

@@ -12,9 +12,9 @@ from rayml.errors import SearchError
 from rayml.head import HeadWeights
 from rayml.metrics import accuracy, cross_entropy
 from rayml.training import TrainingData
+from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.records import TrialRow, winner
 from tune_jobs.search import SearchResult
-from tune_jobs.trial import read_checkpoint
 
 # The table's loss was summed by the compiled epoch, this one by NumPy; both in float32 from the same vectors.
 LOSS_TOLERANCE = 1e-4
@@ -29,12 +29,14 @@ class Winner:
         head: the weights after the best epoch.
         validation_logits: what they give on the validation pictures, float32 (M, C).
         temperature: fitted to those logits.
+        damaged: what is wrong with newer checkpoints than the one that the weights are from.
     """
 
     trial: TrialRow
     head: HeadWeights
     validation_logits: NDArray[np.float32]
     temperature: float
+    damaged: tuple[str, ...] = ()
 
 
 def select(result: SearchResult, data: TrainingData) -> Winner:
@@ -45,8 +47,14 @@ def select(result: SearchResult, data: TrainingData) -> Winner:
     """
     trial = winner(result.trials)
     if trial is None:
-        raise SearchError("no trial gave a result", "See trials.csv and the logs under ray/ in the run's folder.")
-    _, best = read_checkpoint(result.checkpoints[trial.trial_id])
+        raise SearchError("no trial gave a result", "See ledger.jsonl in the run's folder.")
+    checkpoint, damaged = newest_checkpoint(result.checkpoints[trial.trial_id])
+    if checkpoint is None:
+        raise SearchError(
+            f"the winner, trial {trial.trial_id}, has no checkpoint that can be read ({'; '.join(damaged) or 'none'})",
+            "Run the same command again with --resume: it is trained again.",
+        )
+    best = checkpoint.best
     logits = best.weights.logits(data.validation_features)
     scored = accuracy(logits, data.validation_labels), cross_entropy(logits, data.validation_labels)
     expected = trial.val_accuracy, trial.val_loss
@@ -57,4 +65,4 @@ def select(result: SearchResult, data: TrainingData) -> Winner:
             f"pictures. Received: {scored} after epoch {best.epoch}",
             "No bundle was written. Please report this with the run's folder.",
         )
-    return Winner(trial, best.weights, logits, fit_temperature(logits, data.validation_labels))
+    return Winner(trial, best.weights, logits, fit_temperature(logits, data.validation_labels), damaged)

@@ -1,4 +1,4 @@
-"""One trial: a head of one size at one learning rate, an epoch at a time, reported to Ray Tune with a checkpoint.
+"""One trial: a head of one size at one learning rate, an epoch at a time, reported to Ray Tune, with a checkpoint each.
 
 Ray reuses the actor of a finished trial for the next one. The trainers stay in the process between trials, so that
 TensorFlow is imported once a slot and the epoch compiled once for each head size.
@@ -7,72 +7,73 @@ TensorFlow is imported once a slot and the epoch compiled once for each head siz
 from __future__ import annotations
 
 import math
-import tempfile
-import zipfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rayml.errors import SearchError
-from rayml.head import HeadWeights
 from rayml.training import HeadTrainer, TrainingData
-
-CHECKPOINT_FILE = "head.npz"
+from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, write_checkpoint
+from tune_jobs.records import EpochRow
 
 # Of this process, by everything that their compiled epoch depends on.
 _trainers: dict[tuple[Any, ...], HeadTrainer] = {}
 
 
-@dataclass(frozen=True, eq=False)
-class BestEpoch:
-    """The best epoch of a trial so far: highest validation accuracy, the earlier one where two are equal.
-
-    Arguments:
-        epoch: 1 for the first.
-        val_accuracy: what was measured after it.
-        weights: the head after it.
-    """
-
-    epoch: int
-    val_accuracy: float
-    weights: HeadWeights
-
-
 def train_head(config: dict[str, Any], data: TrainingData) -> None:
-    """The trainable that Ray Tune runs.
+    """The trainable that Ray Tune runs. It goes on from its newest checkpoint that can be read, if there is one.
+
+    What it reports: `epoch`, the figures of `EpochMetrics`, `seconds`, and at times `earlier` (the epochs before it,
+    of a trial that was started again), `note` (a line to be said), `failed` (why it ends, in a way that would come
+    again) or `halted` (why the whole search has to end). A failure is reported, not raised: Ray would start the trial
+    again, and throw its process away.
 
     Arguments:
-        config: `size_inner`, `learning_rate`, `dropout`, `epochs`, `batch_size`, `seed`, `threads`.
+        config: `cell` (see `tune_jobs.grid`), `checkpoints` (the folder of all trials), `epochs`, `seed`, `threads`.
         data: both splits as features, the same object for all trials.
-
-    Raises:
-        SearchError: the loss is no longer a finite number.
     """
     from ray import tune
 
+    cell = config["cell"]
+    folder = Path(config["checkpoints"]) / cell["trial"]
     trainer = _trainer(config, data)
-    trainer.start(seed=config["seed"], learning_rate=config["learning_rate"])
+    trainer.start(seed=config["seed"], learning_rate=cell["learning_rate"])
+    started = time.monotonic()
+    history: list[EpochRow] = []
     best: BestEpoch | None = None
-    if checkpoint := tune.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            state, best = read_checkpoint(Path(folder))
-        trainer.restore(state)
+    found, damaged = newest_checkpoint(folder)
+    note = {}
+    if damaged:
+        note = {"note": f"{'; '.join(damaged)}: going on from epoch {len(found.history) if found else 0}"}
+    if found:
+        trainer.restore(found.state)
+        best, history = found.best, list(found.history)
+        started -= history[-1].seconds
+        # Once more: whoever started this trial again may not have heard of it.
+        tune.report({**_report(history[-1]), **note, "earlier": history[:-1]})
+        note = {}
     while trainer.completed_epochs < config["epochs"]:
         metrics = trainer.run_epoch()
+        row = EpochRow(cell["trial"], trainer.completed_epochs, metrics, time.monotonic() - started)
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.val_loss)):
-            raise SearchError(
-                f"the loss of epoch {trainer.completed_epochs} is not a finite number at "
-                f"learning rate {config['learning_rate']:g}"
-            )
+            reason = f"the loss of epoch {row.epoch} is not a finite number at learning rate {cell['learning_rate']:g}"
+            tune.report({**_report(row), "failed": reason})
+            return
+        history.append(row)
         if best is None or metrics.val_accuracy > best.val_accuracy:
-            best = BestEpoch(trainer.completed_epochs, metrics.val_accuracy, trainer.weights())
-        with tempfile.TemporaryDirectory() as folder:
-            write_checkpoint(Path(folder), trainer.state(), best)
-            report = {**asdict(metrics), "epoch": trainer.completed_epochs, "best_epoch": best.epoch}
-            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+            best = BestEpoch(row.epoch, metrics.val_accuracy, trainer.weights())
+        try:
+            write_checkpoint(folder, Checkpoint(trainer.state(), best, tuple(history)))
+        except OSError as error:
+            reason = f"the checkpoint of trial {cell['trial']} could not be written ({error.strerror or error})"
+            tune.report({**_report(row), "halted": reason})
+            return
+        tune.report({**_report(row), **note})
+        note = {}
+
+
+def _report(row: EpochRow) -> dict[str, Any]:
+    return {**asdict(row.metrics), "epoch": row.epoch, "seconds": row.seconds}
 
 
 def _trainer(config: dict[str, Any], data: TrainingData) -> HeadTrainer:
@@ -83,32 +84,8 @@ def _trainer(config: dict[str, Any], data: TrainingData) -> HeadTrainer:
         tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # Trials may share one.
-    shape = {name: config[name] for name in ("size_inner", "dropout", "batch_size")}
+    shape = {name: config["cell"][name] for name in ("size_inner", "dropout", "batch_size")}
     key = (data.digest, *shape.values())
     if key not in _trainers:
         _trainers[key] = HeadTrainer(data, **shape)
     return _trainers[key]
-
-
-def write_checkpoint(folder: Path, state: dict[str, NDArray[Any]], best: BestEpoch) -> None:
-    """Write all that a trial needs to go on, and the head of its best epoch."""
-    arrays = {f"state_{name}": array for name, array in state.items()}
-    arrays |= {f"best_{name}": array for name, array in best.weights.arrays().items()}
-    arrays |= {"best_epoch": np.array(best.epoch), "best_val_accuracy": np.array(best.val_accuracy)}
-    np.savez(folder / CHECKPOINT_FILE, **arrays)  # type: ignore[arg-type]
-
-
-def read_checkpoint(folder: Path) -> tuple[dict[str, NDArray[Any]], BestEpoch]:
-    """Read what `write_checkpoint` wrote.
-
-    Raises:
-        SearchError: the file is damaged or not there.
-    """
-    try:
-        # NumPy leaves a file that it opened itself open where it turns out to be damaged.
-        with (folder / CHECKPOINT_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            state = {name.removeprefix("state_"): arrays[name] for name in arrays.files if name.startswith("state_")}
-            weights = HeadWeights(*(arrays[f"best_{name}"] for name in HeadWeights.NAMES))
-            return state, BestEpoch(int(arrays["best_epoch"]), float(arrays["best_val_accuracy"]), weights)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SearchError(f"the checkpoint in {folder} is damaged ({error})", "Search again.") from None

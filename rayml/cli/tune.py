@@ -14,7 +14,7 @@ from rayml.cli.tables import show_table
 from rayml.errors import UsageError
 
 SECTIONS = {
-    "What goes in and comes out": ("out", "config", "validation_fraction", "skip_unreadable", "resume"),
+    "What goes in and comes out": ("out", "config", "validation_fraction", "skip_unreadable", "resume", "dry_run"),
     "The frozen backbone": ("backbone", "weights", "image_size", "cache"),
     "The grid": ("size_inner", "learning_rate", "dropout"),
     "Training": ("mode", "epochs", "batch_size", "seed"),
@@ -47,7 +47,9 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 
 @click.command(cls=SectionedCommand, sections=SECTIONS, short_help="Search for the best classifier of photos.")
 @click.argument("photos", metavar="DATA", required=False, type=click.Path(path_type=Path))
-@click.option("--out", metavar="RUN", type=click.Path(path_type=Path), help="New folder for all that comes out.")
+@click.option(
+    "--out", metavar="RUN", type=click.Path(path_type=Path), help="Folder for what comes out; new, or with --resume."
+)
 @click.option("--config", metavar="FILE.yaml", type=click.Path(path_type=Path), help="Settings; options go before it.")
 @click.option("--validation-fraction", metavar="SHARE", type=float, help="Where DATA has no validation/, e.g. 0.2.")
 @click.option("--skip-unreadable", is_flag=True, default=None, help="Go on without pictures that cannot be read.")
@@ -65,16 +67,18 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 @click.option("--epochs", metavar="N", type=int, help="Of each trial at most: 10.")
 @click.option("--batch-size", metavar="N", type=int, help="Photos a step: 32.")
 @click.option("--seed", metavar="N", type=int, help="Of everything random: 1.")
-@click.option("--scheduler", metavar="asha|none", help="What stops trials early: asha.")
-@click.option("--grace-period", metavar="N", type=int, help="Epochs before ASHA may stop a trial: 2.")
-@click.option("--reduction-factor", metavar="X", type=float, help="ASHA keeps the best 1/X at each rung: 3.")
+@click.option("--scheduler", metavar="asha|sync|none", help="What stops trials early: asha; sync by whole rungs.")
+@click.option("--grace-period", metavar="N", type=int, help="Epochs before a trial may be stopped: 2.")
+@click.option("--reduction-factor", metavar="X", type=float, help="The best 1/X go on at each rung: 3.")
 @click.option("--address", metavar="local|auto|HOST:PORT", help="The Ray cluster to use: local starts one.")
 @click.option("--trial-cpus", metavar="N", type=float, help="Processors of a trial; shared out by default.")
 @click.option("--trial-gpus", metavar="N", type=float, help="Graphics processors of a trial, e.g. 0.25: 0.")
 @click.option("--max-concurrent", metavar="N", type=int, help="Trials at once at most.")
 @click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="For backbones and features.")
+@click.option("--resume", is_flag=True, default=None, help="Go on with the search that was interrupted in RUN.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def tune(photos: Path | None, config: Path | None, as_json: bool, **options: Any) -> None:
+def tune(photos: Path | None, config: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Search for the best classifier of the photos in DATA and write it to RUN/best.
 
     DATA holds train/CLASS/*.jpg and validation/CLASS/*.jpg, or CLASS/*.jpg with --validation-fraction.
@@ -82,17 +86,25 @@ def tune(photos: Path | None, config: Path | None, as_json: bool, **options: Any
     \b
     rayml tune photos --out run
     rayml tune photos --out run --backbone mobilenet_v2 --image-size 224 --epochs 5
+    rayml tune photos --out run --scheduler sync --dry-run
+    rayml tune photos --out run --resume
     """
     from rayml.progress import Progress
     from tune_jobs.config import make_settings, read_settings
-    from tune_jobs.run import run_tune
+    from tune_jobs.run import plan_tune, run_tune
+    from tune_jobs.runfolder import with_stored
 
     given = {"data": photos, **options}
     values = {**(read_settings(config) if config else {}), **{k: v for k, v in given.items() if v is not None}}
     for name, what in (("data", "DATA"), ("out", "--out RUN")):
         if name not in values:
             raise UsageError(f"{what} is needed. Received: nothing", "rayml tune DATA --out RUN")
-    summary = run_tune(make_settings(values, str(config or "options")), Progress())
+    settings = make_settings(with_stored(values), str(config or "options"))
+    if dry_run:
+        plan = plan_tune(settings, Progress())
+        click.echo(json.dumps(plan.to_json()) if as_json else "\n".join(plan.lines()))
+        return
+    summary = run_tune(settings, Progress())
     if as_json:
         click.echo(json.dumps(summary.to_json()))
         return

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def test_the_files_keep_every_digit(tmp_path: Path) -> None:
     history = HistoryFile(tmp_path / "history.csv")
     third = 1 / 3
-    history.append(EpochRow("00001", 1, EpochMetrics(third, 2 / 3, third / 7, third), 1.23456))
+    assert history.record(EpochRow("00001", 1, EpochMetrics(third, 2 / 3, third / 7, third), 1.23456))
     (line,) = read(tmp_path / "history.csv")
     assert list(line) == ["trial_id", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"]
     assert float(line["val_loss"]) == third / 7
@@ -73,3 +74,48 @@ def test_the_files_keep_every_digit(tmp_path: Path) -> None:
     assert [line["trial_id"] for line in lines] == ["00000", "00001"]
     assert float(lines[1]["val_accuracy"]) == third
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "trials.csv"]
+
+
+def row(trial_id: str, epoch: int, accuracy: float = 0.5) -> EpochRow:
+    return EpochRow(trial_id, epoch, EpochMetrics(1.0, 0.5, 1 / 3, accuracy), epoch * 0.5)
+
+
+def test_an_epoch_is_recorded_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    history = HistoryFile(path)
+    for trial_id, epoch in (("00001", 1), ("00000", 1), ("00001", 2)):
+        assert history.record(row(trial_id, epoch))
+    before = path.read_bytes()
+    assert not history.record(dataclasses.replace(row("00001", 1), seconds=9.0))
+    assert path.read_bytes() == before
+    # It came out differently: the new one is what the checkpoint goes with.
+    assert history.record(row("00001", 1, 0.75))
+    assert [(line["trial_id"], line["epoch"], line["val_accuracy"]) for line in read(path)] == [
+        ("00000", "1", "0.5"),
+        ("00001", "1", "0.75"),
+        ("00001", "2", "0.5"),
+    ]
+
+
+def test_a_history_is_read_back_as_far_as_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    history = HistoryFile(path)
+    rows = [row("00000", 1), row("00001", 1), row("00000", 2), row("00000", 4)]
+    for each in rows:
+        history.record(each)
+    before = path.read_bytes()
+    again = HistoryFile(path)
+    assert path.read_bytes() == before  # Nothing to mend, nothing written.
+    assert again.of("00000") == [rows[0], rows[2]]  # No gaps.
+    assert (again.of("00001"), again.of("00002")) == ([rows[1]], [])
+    for cut in range(1, 40):
+        path.write_bytes(before[:-cut])
+        kept = HistoryFile(path)
+        assert kept.of("00000")[0] == rows[0]
+        assert path.read_bytes().endswith(b"\n")
+        assert all(len(line) == 7 and None not in line.values() for line in read(path))
+        kept.record(row("00002", 1))
+        assert HistoryFile(path).of("00002") == [row("00002", 1)]
+    path.write_bytes(before + b"\0\0\0\xff\xfe,,,\n")
+    assert HistoryFile(path).of("00000") == [rows[0], rows[2]]
+    assert sorted(path.read_bytes().splitlines()) == sorted(before.splitlines())

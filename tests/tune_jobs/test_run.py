@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ from rayml.predictor import Predictor
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, settings
-from tune_jobs.run import RunSummary, run_tune
+from tune_jobs.run import RunSummary, plan_tune, run_tune
+from tune_jobs.runfolder import locked
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +51,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_what_lies_in_run(summary: RunSummary) -> None:
     names = sorted(path.name for path in summary.run.iterdir())
     assert names == [
-        "best",
-        "history.csv",
-        "pictures",
-        "predictions.csv",
-        "ray",
-        "report.html",
-        "run.json",
-        "trials.csv",
+        *("best", "checkpoints", "history.csv", "ledger.jsonl", "pictures", "predictions.csv", "ray", "report.html"),
+        *("run.json", "trials.csv"),
     ]
     trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
     assert len(trials) == len(summary.trials) == 4
@@ -193,6 +189,75 @@ def test_a_run_that_is_there_is_left_alone(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="--out must be a new folder"):
         run_tune(settings(tmp_path, data=folder / "photos"), QUIET)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_run_says_what_it_was(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    """Also where it was moved, and without Ray."""
+    moved = Path(shutil.copytree(summary.run, tmp_path / "moved"))
+    shutil.rmtree(moved / "ray")
+    before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
+    again = run_tune(settings(folder, out=moved, resume=True), QUIET)
+    assert (again.trials, again.best) == (summary.trials, summary.best)
+    assert {**again.timings, "report": summary.timings["report"]} == summary.timings
+    assert (again.bundle, again.largest_class_share) == (moved / "best", summary.largest_class_share)
+    assert (again.computed, again.cached) == (180, 0)
+    assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    """As a driver leaves it that was killed after trial 2's second epoch: trials 0 and 1 are not run again."""
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / "00003")
+    (run / "checkpoints" / "00002" / "00003.npz").unlink()
+    lines = (run / "history.csv").read_text().splitlines(keepends=True)
+    (run / "history.csv").write_text("".join(lines[:9]))
+    decided = [line for line in (run / "ledger.jsonl").open() if '"00000"' in line or '"00001"' in line]
+    (run / "ledger.jsonl").write_text("".join(decided))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "searching"}))
+    untouched = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").glob("0000[01]/*")}
+
+    # Other settings, other photos: refused, and nothing is lost.
+    with pytest.raises(UsageError, match=r"Received: epochs 5 where the run has 3"):
+        run_tune(settings(folder, out=run, resume=True, epochs=5), QUIET)
+    other = Path(shutil.copytree(folder / "photos", tmp_path / "photos"))
+    shutil.copy(next((other / "train" / "hat").iterdir()), other / "train" / "dress" / "more.jpg")
+    with pytest.raises(UsageError, match=r"Received: train/dress: 13 photos where the run had 12"):
+        run_tune(settings(folder, data=other, out=run, resume=True), QUIET)
+    assert (run / "history.csv").read_text() == "".join(lines[:9])
+
+    done = run_tune(settings(folder, out=run, resume=True), QUIET)
+    assert [(t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in done.trials] == [
+        (t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in summary.trials
+    ]
+    figures = [[row[:-1] for row in csv.reader((at / "history.csv").open())] for at in (run, summary.run)]
+    assert figures[0] == figures[1]
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+    assert (done.bundle / "head.npz").read_bytes() == (summary.bundle / "head.npz").read_bytes()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert not (run / ".lock").exists()
+
+
+def test_what_cannot_be_resumed(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--resume needs the folder of a run") as caught:
+        run_tune(settings(folder, out=tmp_path / "nowhere", resume=True), QUIET)
+    assert caught.value.hint == "Leave --resume out."
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(UsageError, match=r"run\.json must be readable to resume"):
+        run_tune(settings(folder, out=tmp_path / "run", resume=True), QUIET)
+    (tmp_path / "run" / "run.json").unlink()
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match="one search at a time can write"):
+        run_tune(settings(folder, out=tmp_path / "run", resume=True), QUIET)
+
+
+def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    chosen = settings(folder, out=tmp_path / "run", scheduler="sync", epochs=6)
+    plan = plan_tune(chosen, QUIET)
+    assert (plan.trials, plan.rungs, plan.most_epochs) == (4, (2,), 4 * 2 + 1 * 4)
+    assert (plan.photos, plan.to_compute, plan.exact, plan.at_once) == (180, 0, True, 2)
+    assert all(need.free is not None and need.needed < need.free for need in plan.needs)
+    assert not (tmp_path / "run").exists()
 
 
 def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:

@@ -11,10 +11,10 @@ import pytest
 from rayml.errors import SearchError
 from rayml.metrics import accuracy, cross_entropy
 from tests.tune_jobs.small import QUIET, nodes, settings, vectors
+from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
 from tune_jobs.search import SearchResult, run_search, trial_cpus
 from tune_jobs.select import select
-from tune_jobs.trial import read_checkpoint
 
 
 def search(folder: Path, address: str, data: Any = None, **changes: Any) -> tuple[SearchResult, list[dict[str, str]]]:
@@ -42,7 +42,9 @@ def test_every_cell_runs_and_is_recorded(ray_cluster: str, tmp_path: Path) -> No
         assert trial.best_epoch == 1 + accuracies.index(max(accuracies))  # the first of equal ones
         assert trial.val_loss == float(rows[trial.best_epoch - 1]["val_loss"])
         # The trial's last checkpoint holds its best epoch, and scores what the table says.
-        _, best = read_checkpoint(result.checkpoints[trial.trial_id])
+        checkpoint, damaged = newest_checkpoint(result.checkpoints[trial.trial_id])
+        assert checkpoint is not None and not damaged
+        best = checkpoint.best
         logits = best.weights.logits(data.validation_features)
         assert best.epoch == trial.best_epoch
         assert accuracy(logits, data.validation_labels) == trial.val_accuracy
@@ -100,8 +102,9 @@ def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:
 
 def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
     result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.csv", "ray", "trials.csv"]
-    assert result.checkpoints["00000"].is_relative_to(tmp_path / "run" / "ray")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoints", "history.csv", "ledger.jsonl", "ray", "trials.csv"]
+    assert result.checkpoints["00000"] == tmp_path / "run" / "checkpoints" / "00000"
 
 
 ONE, TWO, GPU = Node("a", 2, 0), Node("b", 8, 0), Node("c", 4, 2)

@@ -10,10 +10,10 @@ from rayml.errors import SearchError
 from rayml.metrics import accuracy
 from rayml.training import HeadTrainer, TrainingData
 from tests.tune_jobs.small import vectors
-from tune_jobs.records import TrialRow
+from tune_jobs.checkpoints import BestEpoch, Checkpoint, write_checkpoint
+from tune_jobs.records import EpochRow, TrialRow
 from tune_jobs.search import SearchResult
 from tune_jobs.select import select
-from tune_jobs.trial import BestEpoch, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def result(data: TrainingData, tmp_path: Path) -> SearchResult:
     trainer.start(seed=1, learning_rate=0.05)
     metrics = trainer.run_epoch()
     best = BestEpoch(1, metrics.val_accuracy, trainer.weights())
-    trainer.run_epoch()
-    write_checkpoint(tmp_path, trainer.state(), best)
+    history = (EpochRow("00000", 1, metrics, 0.5), EpochRow("00000", 2, trainer.run_epoch(), 1.0))
+    write_checkpoint(tmp_path, Checkpoint(trainer.state(), best, history))
     row = TrialRow("00000", 4, 0.05, 0.0, "finished", 2, 1, metrics.val_accuracy, metrics.val_loss, 1.0)
     return SearchResult((row,), {"00000": tmp_path}, {})
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData)
         select(result, data)
     assert "No bundle was written" in caught.value.hint
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(SearchError, match="is damaged"):
+    with pytest.raises(SearchError, match=r"no checkpoint that can be read .*00002\.npz is damaged"):
         select(result, data)
 
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rayml.backbones import backbone_spec
+from rayml.data import Manifest, Photo
+from rayml.errors import SearchError
+from tests.tune_jobs.small import settings
+from tune_jobs import plan as module
+from tune_jobs.cluster import Node
+from tune_jobs.plan import PROCESS_BYTES, Plan, make_plan
+
+GB = 10**9
+ONE = Node("a", 2, 0, 8 * GB)
+PHOTOS, FEATURES, CLASSES = 1000, 2048, 10
+GRAPH_BYTES = 5000
+
+
+def manifest() -> Manifest:
+    photos = [Photo(f"train/{n % CLASSES}/{n}.jpg", str(n % CLASSES), "train", f"{n:064}") for n in range(PHOTOS)]
+    return Manifest(Path("photos"), tuple(map(str, range(CLASSES))), tuple(photos), ())
+
+
+@pytest.fixture
+def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone in the cache that gives 2,048 features; no photo has any yet."""
+    (tmp_path / "backbone.onnx").write_bytes(bytes(GRAPH_BYTES))
+    found = SimpleNamespace(features=FEATURES, folder=tmp_path)
+    monkeypatch.setattr(module, "load_frozen", lambda folder: found)
+    monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache: ()))
+
+
+def plan(tmp_path: Path, nodes: tuple[Node, ...] = (ONE,), **changes: Any) -> Plan:
+    chosen = settings(tmp_path, **{"size_inner": (10, 100), "learning_rate": (0.01, 0.1, 1), "epochs": 10, **changes})
+    return make_plan(chosen, manifest(), backbone_spec("tiny"), nodes, tmp_path / "run", tmp_path / "cache")
+
+
+def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
+    found = plan(tmp_path, (ONE, Node("b", 4, 0, 16 * GB)), scheduler="asha")
+    assert (found.trials, found.epochs, found.most_epochs, found.rungs) == (6, 10, 60, (2, 6))
+    assert (found.cpus, found.at_once, found.machines, found.machine_cpus) == (1, 6, 2, 6)
+    assert (found.photos, found.to_compute, found.exact, found.notes) == (1000, 1000, True, ())
+    small, large = (FEATURES * size + size + size * CLASSES + CLASSES for size in (10, 100))
+    vectors = PHOTOS * FEATURES * 4
+    needed = [need.needed for need in found.needs]
+    # Weights, Adam's two moments and the best epoch's weights, float32; twice, since two checkpoints are kept.
+    assert needed[0] == 2 * 4 * 4 * 3 * (small + large) + GRAPH_BYTES
+    assert needed[1] == vectors
+    assert needed[2] == vectors + 4 * (PROCESS_BYTES + vectors + 4 * 4 * large)
+    assert found.needs[0].free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
+    assert found.needs[2].free == 16 * GB
+    json.dumps(found.to_json(), allow_nan=False)
+    lines = found.lines()
+    assert lines[0] == "trials: 6 of at most 10 epochs, compared after epoch 2, 6; at most 60 epochs in all"
+    assert lines[1] == "at once: 6, with 1 CPUs and 0 GPUs each, on 2 machines with 6 CPUs and 0 GPUs"
+    assert lines[2] == "photos: 1000, features of 1000 to be computed"
+    assert lines[4].startswith("disk for the cache: 8.2 MB of ")
+
+
+def test_nothing_is_written(frozen: None, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    plan(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_sync_takes_exactly_what_halving_leaves(frozen: None, tmp_path: Path) -> None:
+    found = plan(tmp_path, scheduler="sync", reduction_factor=3.0)
+    # Six to epoch 2, two to epoch 6, one (two thirds of one, at least one) to epoch 10.
+    assert (found.rungs, found.most_epochs) == ((2, 6), 6 * 2 + 2 * 4 + 1 * 4)
+
+
+def test_an_unknown_backbone_is_reckoned_at_its_most(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    assert not found.exact
+    assert found.needs[1].needed == PHOTOS * 4096 * 4
+    assert "(at most; the backbone is not in the cache yet)" in found.lines()[3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scheduler": "asha", "max_concurrent": 1}, "asha: one trial at a time: each is compared only with those"),
+        ({"scheduler": "asha", "grace_period": 10}, "asha: no trial is stopped early"),
+        ({"scheduler": "sync", "epochs": 2}, "would come after epoch 2 of 2"),
+        ({"nodes": (Node("a", 12, 0, GB),)}, "memory: 6 trials at once may want 5."),
+    ],
+)
+def test_what_a_person_should_know(frozen: None, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    (note,) = plan(tmp_path, **changes).notes
+    assert words in note
+    assert "\n" not in note
+
+
+def test_what_cannot_be_done_ends_with_the_arithmetic(
+    frozen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "autoscaler_maximum", lambda: None)
+    with pytest.raises(SearchError, match=r"a trial needs 64 CPUs and 0 GPUs on one machine\. Received: at most 2 "):
+        plan(tmp_path, trial_cpus=64)
+    monkeypatch.setattr(module, "autoscaler_maximum", lambda: (128, 0))
+    with pytest.raises(SearchError, match="a trial needs 64 CPUs") as caught:
+        plan(tmp_path, trial_cpus=64)
+    assert caught.value.hint == "The cluster may grow to 128 CPUs and 0 GPUs; wait for it: scale_up_timeout_s."
+    with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 16\.4 "):
+        plan(tmp_path, (Node("a", 2, 0, GB // 2),))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(SearchError, match=r"disk for RUN needs 2\d\.\d MB. Received: 1 kB free") as caught:
+        plan(tmp_path)
+    assert "--out, --cache" in caught.value.hint

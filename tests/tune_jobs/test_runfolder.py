@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayml.data import Manifest, Photo
+from rayml.errors import UsageError
+from tests.tune_jobs.small import settings
+from tune_jobs.config import make_settings
+from tune_jobs.runfolder import (
+    check_same_backbone,
+    check_same_data,
+    check_same_search,
+    locked,
+    read_record,
+    set_status,
+    with_stored,
+    write_record,
+)
+
+
+def refused(words: str, hint: str = "") -> Any:
+    return _Refused(words, hint)
+
+
+class _Refused:
+    """One line that says so, and what to do."""
+
+    def __init__(self, words: str, hint: str) -> None:
+        self._words, self._hint = words, hint
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        assert isinstance(error, UsageError), error
+        assert self._words in error.message and "\n" not in error.message, error.message
+        assert self._hint in error.hint
+        return True
+
+
+# --- the lock
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with refused(f"beside process {os.getpid()} on ", "Wait until it ends"), locked(tmp_path):
+            pytest.fail("two held it")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path):
+        pass
+
+
+def _hold(folder: str, ready: Any) -> None:
+    lock = locked(Path(folder))
+    lock.__enter__()
+    ready.set()
+    time.sleep(600)
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready))
+    holder.start()
+    assert ready.wait(120)
+    with refused(f"beside process {holder.pid} on "), locked(tmp_path):
+        pytest.fail("two held it")
+    holder.kill()
+    holder.join()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with refused("--out must be a folder that can be written"), locked(tmp_path / "nowhere"):
+        pytest.fail("it held nothing")
+
+
+# --- the record
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with refused("--resume needs the folder of a run", "Leave --resume out"):
+        read_record(tmp_path / "nowhere")
+    assert read_record(tmp_path) is None
+    for text in ("", "{", "[]", "{}", '{"settings": 3}'):
+        (tmp_path / "run.json").write_text(text)
+        with refused("must be readable to resume"):
+            read_record(tmp_path)
+
+
+def test_the_status_is_noted_where_it_can_be(tmp_path: Path) -> None:
+    set_status(tmp_path, "failed")
+    assert list(tmp_path.iterdir()) == []
+    write_record(tmp_path, {"settings": {"epochs": 3}, "status": "searching"})
+    set_status(tmp_path, "interrupted")
+    assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_settings_left_out_are_those_of_the_run(tmp_path: Path) -> None:
+    asked = settings(tmp_path, weights="/elsewhere/a.weights.h5", epochs=5, scheduler="sync")
+    asked.out.mkdir()
+    write_record(asked.out, {"settings": asked.to_json(), "status": "interrupted"})
+    given = {"data": "photos", "out": asked.out, "resume": True, "epochs": 7}
+    completed = with_stored(given)
+    assert {**completed, **given} == completed
+    assert (completed["scheduler"], completed["size_inner"]) == ("sync", [4, 8])
+    assert not {"weights", "cache", "address"} & set(completed)
+    made = make_settings(completed, "options")
+    assert (made.learning_rate, made.epochs, made.backbone) == (asked.learning_rate, 7, "tiny")
+    assert with_stored({"out": asked.out, "epochs": 7}) == {"out": asked.out, "epochs": 7}
+
+
+# --- whether it is the same search
+
+
+def record(asked: Any) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(json.dumps({"settings": asked.to_json()}))
+    return stored
+
+
+def test_other_settings_are_named(tmp_path: Path) -> None:
+    asked = settings(tmp_path)
+    check_same_search(asked, record(asked))
+    elsewhere = dataclasses.replace(
+        asked, data=tmp_path / "moved", out=tmp_path / "too", address="auto", max_concurrent=1, trial_cpus=2.0
+    )
+    check_same_search(dataclasses.replace(elsewhere, resume=True, skip_unreadable=True), record(asked))
+    with refused("Received: size_inner [4] where the run has [4, 8]; seed 2 where the run has 1", "name another --out"):
+        check_same_search(dataclasses.replace(asked, size_inner=(4,), seed=2), record(asked))
+    # In sync mode the number of threads decides the last digits.
+    sync = dataclasses.replace(asked, scheduler="sync", grace_period=1)
+    with refused("Received: trial_cpus 2.0 where the run has None"):
+        check_same_search(dataclasses.replace(sync, trial_cpus=2.0), record(sync))
+
+
+def manifest(*paths: str) -> Manifest:
+    photos = []
+    for path in paths:
+        split, label, name = path.split("/")
+        photos.append(Photo(path=path, label=label, split=split, sha256=f"{name:0>64}"))  # type: ignore[arg-type]
+    return Manifest(root=Path("photos"), classes=("a", "b"), photos=tuple(photos), ignored=())
+
+
+WHOLE = ("train/a/1", "train/a/2", "train/b/3", "validation/a/4", "validation/b/5")
+
+
+def test_other_photos_are_named() -> None:
+    before = manifest(*WHOLE)
+    stored = {"data": {"digest": before.digest, "counts": before.counts(), "unreadable": {}}}
+    assert check_same_data(before, stored) == before
+    assert check_same_data(before, {}) == before
+    with refused("Received: train/a: 3 photos where the run had 2; validation/b: 2 photos where the run had 1"):
+        check_same_data(manifest(*WHOLE, "train/a/6", "validation/b/7"), stored)
+    with refused("Received: as many of each class, but others"):
+        check_same_data(manifest("train/a/9", *WHOLE[1:]), stored)
+    # What the run could not read is left out again, also where it has been removed since.
+    stored["data"]["unreadable"] = {"train/a/8": "no picture", "train/b/9": "no picture"}
+    assert check_same_data(manifest(*WHOLE, "train/a/8"), stored).digest == before.digest
+
+
+def test_another_backbone() -> None:
+    check_same_backbone("a" * 64, {})
+    check_same_backbone("a" * 64, {"backbone": {"graph_sha256": "a" * 64}})
+    with refused("graph sha256 bbbbbbbbbbbb. Received: aaaaaaaaaaaa"):
+        check_same_backbone("a" * 64, {"backbone": {"graph_sha256": "b" * 64}})

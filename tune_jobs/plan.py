@@ -1,0 +1,226 @@
+"""What a search will take, worked out before anything is made: trials, epochs, processors, disk and memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rayml.backbones import BackboneSpec
+from rayml.data import Manifest
+from rayml.errors import SearchError
+from rayml.features import FeatureBank
+from rayml.frozen import frozen_folder, load_frozen
+from tune_jobs.checkpoints import KEPT
+from tune_jobs.cluster import Node, autoscaler_maximum
+from tune_jobs.config import SearchSettings
+from tune_jobs.grid import cells
+from tune_jobs.growth import Demand
+from tune_jobs.halving import rung_epochs
+from tune_jobs.search import trial_cpus
+
+MOST_FEATURES = 4096  # Until a backbone is frozen; NASNetLarge gives 4,032, Xception 2,048.
+# A trial's process with TensorFlow and a small compiled head, beside the features: 0.8 GB measured.
+PROCESS_BYTES = 900 * 10**6
+FLOAT_BYTES = 4
+COPIES = 4  # Of a head's numbers in a checkpoint: weights, Adam's two moments, the best epoch's weights.
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that are needed somewhere, and those that are free there.
+
+    Arguments:
+        what: what for.
+        needed, free: bytes; free is None where nobody knows.
+    """
+
+    what: str
+    needed: int
+    free: int | None
+
+    def __str__(self) -> str:
+        room = "" if self.free is None else f" of {_size(self.free)} free"
+        return f"{self.what}: {_size(self.needed)}{room}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search's cost.
+
+    Arguments:
+        trials, epochs: cells of the grid, and epochs of each at most.
+        most_epochs: of all trials together, if none is stopped early; in `sync` mode exactly what halving leaves.
+        rungs: the epochs after which trials may be stopped.
+        cpus, gpus: of one trial.
+        at_once: trials that run side by side.
+        machines, machine_cpus, machine_gpus: what there is.
+        photos, to_compute: in the data set, and those whose features have to be computed.
+        needs: disk and memory.
+        exact: the backbone is in the cache; otherwise its features are reckoned at their most.
+        notes: what a person should know.
+    """
+
+    trials: int
+    epochs: int
+    most_epochs: int
+    rungs: tuple[int, ...]
+    cpus: float
+    gpus: float
+    at_once: int
+    machines: int
+    machine_cpus: int
+    machine_gpus: int
+    photos: int
+    to_compute: int
+    needs: tuple[Need, ...]
+    exact: bool
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        rungs = f", compared after epoch {', '.join(map(str, self.rungs))}" if self.rungs else ""
+        most = "" if self.exact else " (at most; the backbone is not in the cache yet)"
+        return [
+            f"trials: {self.trials} of at most {self.epochs} epochs{rungs}; at most {self.most_epochs} epochs in all",
+            f"at once: {self.at_once}, with {self.cpus:g} CPUs and {self.gpus:g} GPUs each, on {self.machines} machine"
+            f"{'s' * (self.machines > 1)} with {self.machine_cpus} CPUs and {self.machine_gpus} GPUs",
+            f"photos: {self.photos}, features of {self.to_compute} to be computed",
+            *(f"{need}{most}" for need in self.needs),
+            *self.notes,
+        ]
+
+
+def make_plan(
+    settings: SearchSettings, manifest: Manifest, spec: BackboneSpec, nodes: Sequence[Node], run: Path, cache: Path
+) -> Plan:
+    """Work out what a search takes; nothing is written.
+
+    Arguments:
+        nodes: the machines that are there.
+        run, cache: folders, which need not be there yet.
+
+    Raises:
+        SearchError: it cannot be done here: no machine has room for a trial, or a disk or every memory is too small.
+            The message is the arithmetic.
+    """
+    try:
+        cpus = trial_cpus(settings, nodes)
+    except SearchError as error:
+        if (most := autoscaler_maximum()) and most[0] >= (settings.trial_cpus or 1) and most[1] >= settings.trial_gpus:
+            error.hint = f"The cluster may grow to {most[0]} CPUs and {most[1]} GPUs; wait for it: scale_up_timeout_s."
+        raise
+    frozen = load_frozen(frozen_folder(spec, cache))
+    wanted = {photo.sha256 for photo in manifest.photos}
+    bank = FeatureBank.of(frozen, cache) if frozen else None
+    to_compute = sum(digest not in bank for digest in wanted) if bank is not None else len(wanted)
+    features = frozen.features if frozen else MOST_FEATURES
+    grid, classes = cells(settings), len(manifest.classes)
+    heads = [(features + 1) * cell["size_inner"] + (cell["size_inner"] + 1) * classes for cell in grid]
+    vectors = len(manifest.photos) * features * FLOAT_BYTES
+    at_once = Demand(cpus, settings.trial_gpus, _limit(settings)).places(nodes)
+    graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
+    one_trial = PROCESS_BYTES + vectors + COPIES * max(heads) * FLOAT_BYTES
+    disk = [
+        Need("disk for RUN", KEPT * COPIES * FLOAT_BYTES * sum(heads) + graph, _free(run)),
+        Need("disk for the cache", to_compute * features * FLOAT_BYTES, _free(cache)),
+    ]
+    memory = max((node.memory_bytes for node in nodes), default=0) or None
+    here = min(at_once, max(Demand(cpus, settings.trial_gpus, _limit(settings)).places([node]) for node in nodes))
+    plan = Plan(
+        trials=len(grid),
+        epochs=settings.epochs,
+        most_epochs=_most_epochs(settings, len(grid)),
+        rungs=_rungs(settings),
+        cpus=cpus,
+        gpus=settings.trial_gpus,
+        at_once=at_once,
+        machines=len(nodes),
+        machine_cpus=sum(node.cpus for node in nodes),
+        machine_gpus=sum(node.gpus for node in nodes),
+        photos=len(manifest.photos),
+        to_compute=to_compute,
+        needs=(*disk, Need(f"memory for {here} trials on one machine", vectors + here * one_trial, memory)),
+        exact=frozen is not None,
+        notes=tuple(_notes(settings, at_once, here, vectors + here * one_trial, memory)),
+    )
+    if frozen:
+        _check_disk(disk)
+    if memory is not None and frozen and vectors + one_trial > memory:
+        raise SearchError(
+            f"one trial needs {_size(vectors + one_trial)} of memory on a machine: {_size(PROCESS_BYTES)} for "
+            f"TensorFlow, {_size(2 * vectors)} for the features, {_size(one_trial - PROCESS_BYTES - vectors)} for the "
+            f"head and Adam. Received: at most {_size(memory)}",
+            "Use a machine with more, fewer photos, or a smaller --size-inner.",
+        )
+    return plan
+
+
+def _limit(settings: SearchSettings) -> int:
+    return min(settings.trials, settings.max_concurrent or settings.trials)
+
+
+def _rungs(settings: SearchSettings) -> tuple[int, ...]:
+    if settings.scheduler == "none":
+        return ()
+    return rung_epochs(settings.epochs, settings.first_rung, settings.reduction_factor)
+
+
+def _most_epochs(settings: SearchSettings, trials: int) -> int:
+    if settings.scheduler != "sync":
+        return trials * settings.epochs
+    total, done = 0, 0
+    for rung in (*_rungs(settings), settings.epochs):
+        total, done = total + trials * (rung - done), rung
+        trials = max(1, int(trials / settings.reduction_factor))
+    return total
+
+
+def _notes(settings: SearchSettings, at_once: int, here: int, needed: int, memory: int | None) -> list[str]:
+    found = []
+    if settings.scheduler != "none" and not _rungs(settings):
+        found.append(
+            f"{settings.scheduler}: no trial is stopped early, since the first comparison would come after epoch "
+            f"{settings.first_rung} of {settings.epochs}"
+        )
+    elif settings.scheduler == "asha" and at_once == 1 and settings.trials > 1:
+        found.append(
+            "asha: one trial at a time: each is compared only with those before it, so the first is never stopped and "
+            "the others only where a better one came earlier; --scheduler sync compares all of them"
+        )
+    if memory is not None and needed > memory:
+        found.append(
+            f"memory: {here} trials at once may want {_size(needed)} of {_size(memory)}; --max-concurrent would help"
+        )
+    return found
+
+
+def _check_disk(needs: list[Need]) -> None:
+    for need in needs:
+        if need.free is not None and need.needed > need.free:
+            raise SearchError(
+                f"{need.what} needs {_size(need.needed)}. Received: {_size(need.free)} free",
+                "Free some space, or name other folders: --out, --cache.",
+            )
+
+
+def _free(folder: Path) -> int | None:
+    """Free bytes where a folder is or would be made."""
+    there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
+    try:
+        return shutil.disk_usage(there).free if there else None
+    except OSError:
+        return None
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1000:.0f} kB"
