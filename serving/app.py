@@ -36,9 +36,10 @@ from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import BundleSource, Models, RegistrySource
+from serving.models import Models
 from serving.replicas import Reporter
 from serving.service import Call, ClientGone, Service
+from serving.sources import BundleSource, RegistrySource
 
 if TYPE_CHECKING:
     from ray.serve import Application

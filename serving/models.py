@@ -16,9 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +25,12 @@ from rayml.bundle import Bundle
 from rayml.engines.base import give_back_memory
 from rayml.errors import InputError, RaymlError, UsageError
 from rayml.predictor import Prediction, Predictor
-from rayml.registry import Registry, State
+from rayml.registry import State
 from serving.limits import RequestLimits
 from serving.protocols.base import ModelFacts, ModelIdentity
 from serving.replicas import Reporter
 from serving.shadow import ShadowRun
+from serving.sources import Source
 
 POLL_S = 0.5
 # Versions in memory beside the live one (and a candidate or a shadow, while there is one): the one before it, so that
@@ -43,70 +42,6 @@ _RELOAD_S = 10.0
 _RETRY_S = 30.0
 
 _log = logging.getLogger("ray.serve")
-
-
-class Source(Protocol):
-    """Where versions come from."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-
-    def state(self) -> State:
-        """Which version is live."""
-
-    def path(self, version: int) -> Path:
-        """The folder of a version's bundle; UsageError where there is none."""
-
-
-@dataclass(frozen=True)
-class BundleSource:
-    """One bundle, which stays what it is.
-
-    Arguments:
-        bundle: it, verified.
-    """
-
-    bundle: Bundle
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.bundle.record.name
-
-    def state(self) -> State:
-        """The bundle's own version is live."""
-        return State(live=self.bundle.record.version)
-
-    def path(self, version: int) -> Path:
-        """The bundle's folder."""
-        if version != self.bundle.record.version:
-            raise UsageError(f"the version must be {self.bundle.record.version}. Received: {version}")
-        return self.bundle.path
-
-
-@dataclass(frozen=True)
-class RegistrySource:
-    """A model in a folder of models.
-
-    Arguments:
-        registry: the folder.
-        name: the model.
-        pinned: the version that answers whatever live.json says, or None.
-    """
-
-    registry: Registry
-    name: str
-    pinned: int | None = None
-
-    def state(self) -> State:
-        """What live.json says."""
-        state = self.registry.state(self.name)
-        return state if self.pinned is None else replace(state, live=self.pinned)
-
-    def path(self, version: int) -> Path:
-        """A version's folder."""
-        return self.registry.path(self.name, version)
 
 
 class ServedModel:

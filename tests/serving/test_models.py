@@ -19,8 +19,9 @@ from rayml.errors import BundleError, InputError, ServerError, UsageError
 from rayml.registry import Registry, Shadow, State
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import BundleSource, Models, RegistrySource
+from serving.models import Models
 from serving.replicas import Reporter, reports
+from serving.sources import BundleSource, RegistrySource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
 NAME = "primaries"

@@ -18,9 +18,10 @@ from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import BundleSource, Models, ServedModel
+from serving.models import Models, ServedModel
 from serving.protocols.base import Answer
 from serving.service import REQUEST_ID_HEADER, Call, Service
+from serving.sources import BundleSource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
 RED = picture("red")

@@ -1,0 +1,75 @@
+"""Where the versions of a model come from: a bundle that stays what it is, or a folder of models that changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from rayml.bundle import Bundle
+from rayml.errors import UsageError
+from rayml.registry import Registry, State
+
+
+class Source(Protocol):
+    """Where versions come from."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    def state(self) -> State:
+        """Which version is live."""
+
+    def path(self, version: int) -> Path:
+        """The folder of a version's bundle; UsageError where there is none."""
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """One bundle, which stays what it is.
+
+    Arguments:
+        bundle: it, verified.
+    """
+
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.bundle.record.name
+
+    def state(self) -> State:
+        """The bundle's own version is live."""
+        return State(live=self.bundle.record.version)
+
+    def path(self, version: int) -> Path:
+        """The bundle's folder."""
+        if version != self.bundle.record.version:
+            raise UsageError(f"the version must be {self.bundle.record.version}. Received: {version}")
+        return self.bundle.path
+
+
+@dataclass(frozen=True)
+class RegistrySource:
+    """A model in a folder of models.
+
+    Arguments:
+        registry: the folder.
+        name: the model.
+        pinned: the version that answers whatever live.json says, or None.
+    """
+
+    registry: Registry
+    name: str
+    pinned: int | None = None
+
+    def state(self) -> State:
+        """What live.json says."""
+        state = self.registry.state(self.name)
+        return state if self.pinned is None else replace(state, live=self.pinned)
+
+    def path(self, version: int) -> Path:
+        """A version's folder."""
+        return self.registry.path(self.name, version)
