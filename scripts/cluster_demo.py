@@ -13,6 +13,7 @@ docs/cluster.md.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import threading
@@ -53,7 +54,8 @@ class Demo:
         image = folder / "image"
         container.write(image / "haproxy")
         environment = {v["name"]: v["value"].replace("/opt/rayml", str(image)) for v in worker["env"]}
-        self.cluster = LocalCluster(folder, 0, (), {**environment, "HOME": "/run"})
+        self._environment = {**environment, "HOME": "/run"}
+        self.cluster = LocalCluster(folder, 0, (), self._environment)
         self.found: dict[str, Any] = {}
 
     def prepare(self) -> tuple[Node, Node]:
@@ -102,6 +104,9 @@ class Demo:
         with self._load(bundle.golden.pictures[0]) as counts:
             time.sleep(_SHORT_S)
         self._report("load", counts)
+        told = [self._told(host) for host in workers]
+        self.found["told"] = sum(told)
+        self._say(f"the replicas' own metrics, as Prometheus would read them: {' + '.join(map(str, told))} requests")
         return bundle
 
     def upgrade(self, old: Bundle, new: Bundle) -> None:
@@ -146,10 +151,16 @@ class Demo:
     def _deploy(self, bundle: Bundle) -> None:
         content = yaml.safe_load(self._serve_text)
         content["applications"][0]["args"]["bundle"] = str(bundle.path)
+        # Asked again until it is taken, as KubeRay does: Serve itself starts with the first request.
+        _wait(lambda: self._put(content), "a Serve that takes the configuration")
+        _wait(lambda: self._running(bundle), "the service")
+
+    def _put(self, content: dict[str, Any]) -> bool:
         status, body = self._dashboard("PUT", "/api/serve/applications/", content)
         if status != 200:
-            raise ClusterError(f"Serve must take the configuration. Received: HTTP {status} {body[:500]!r}")
-        _wait(lambda: self._running(bundle), "the service")
+            self._say(f"Serve has not taken the configuration yet: HTTP {status}, {body.decode()[-200:]!r}")
+            time.sleep(_SHORT_S)
+        return status == 200
 
     def _running(self, bundle: Bundle) -> bool:
         status, body = self._dashboard("GET", "/api/serve/applications/")
@@ -163,6 +174,13 @@ class Demo:
         data = None if content is None else json.dumps(content).encode()
         headers = {"authorization": f"Bearer {token or self.cluster.token}", "content-type": "application/json"}
         return _ask(self.cluster.dashboard_url + path, data, headers, method)
+
+    def _told(self, host: str) -> int:
+        """How many pictures a node's replica says that it has answered, at whichever of its ports it listens."""
+        first, last = (int(self._environment[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+        pages = [_ask(f"http://{host}:{port}/metrics")[1].decode() for port in range(first, last + 1)]
+        found = re.findall(r'^rayml_requests_total{route="/predict",status="200"} (\S+)$', "".join(pages), re.MULTILINE)
+        return round(sum(map(float, found)))
 
     def _workers(self) -> list[str]:
         return [host for host in self.cluster.alive() if host != self.cluster.head_host]

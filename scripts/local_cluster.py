@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ _NETWORK = "10.77.0"  # of the namespaces alone
 _BRIDGE = 254
 _START_TIMEOUT_S = 300.0
 _END_GRACE_S = 20.0
+_ATTEMPTS, _STARTED_S = 3, 120.0  # Of starting a node; after that many seconds it had started.
 _OBJECT_STORE_BYTES = 128 * 2**20
 
 
@@ -267,13 +269,26 @@ def main(folder: str, *command: str) -> int:
     _call("mount", "-o", "remount,ro,bind", "/")
     Path("/run/rayml").mkdir()
     processes.adopt_orphans()
-    child = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    code = child.wait()
-    for pid in processes.descendants(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    processes.end_descendants(_END_GRACE_S)
+    running: list[subprocess.Popen[bytes]] = []
+    told_to_end = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        told_to_end.set()
+        running[-1].terminate()
+
+    code = 1
+    # Ray gives a node 30 s to start, which a busy machine may exceed: then again, as a pod is started again.
+    for _ in range(_ATTEMPTS):
+        started = time.monotonic()
+        running.append(subprocess.Popen(command))
+        signal.signal(signal.SIGTERM, stop)
+        code = running[-1].wait()
+        for pid in processes.descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        processes.end_descendants(_END_GRACE_S)
+        if told_to_end.is_set() or code == 0 or time.monotonic() - started > _STARTED_S:
+            break
     return code
 
 

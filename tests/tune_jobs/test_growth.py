@@ -92,30 +92,33 @@ def test_no_room_at_all_is_an_error() -> None:
 
 
 # A head without processors and a worker type of which there may be two, made by Ray's provider for tests, which starts
-# them as processes of this machine; everything else is the autoscaler (v2) that runs on Kubernetes.
+# them as processes of the head's machine; everything else is the autoscaler (v2) that runs on Kubernetes.
 AUTOSCALING = {
     "cluster_name": "rayml-test",
     "max_workers": 2,
     "idle_timeout_minutes": 5,
-    "upscaling_speed": 20.0,
-    "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": HEAD_ID},
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "head_node_id": HEAD_ID,
+        "gcs_address": "10.77.0.1:6379",
+        "launch_multiple": True,
+    },
+    "auth": {},
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
     "head_node_type": "ray.head.default",
-    "auth": {},
-    "cluster_synced_files": [],
+    "upscaling_speed": 20.0,
     "file_mounts": {},
     "file_mounts_sync_continuously": False,
+    "cluster_synced_files": [],
     "rsync_exclude": [],
     "rsync_filter": [],
+    **{f"{which}setup_commands": [] for which in ("", "head_", "worker_")},
+    **{f"{which}_start_ray_commands": [] for which in ("head", "worker")},
     "initialization_commands": [],
-    "setup_commands": [],
-    "head_setup_commands": [],
-    "worker_setup_commands": [],
-    "head_start_ray_commands": [],
-    "worker_start_ray_commands": [],
 }
 
 
