@@ -244,7 +244,7 @@ def _rows(table: Path) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the demo; 0 when every step went as it should."""
+    """Run the demo; 0 when every step was gone through. Requests that failed in a step are counted, and said."""
     if arguments not in ([], ["--json"]):
         print("Usage: python -m scripts.cluster_demo [--json]", file=sys.stderr)
         return 2

@@ -23,8 +23,10 @@ def main(folder: Path) -> None:
         while len(cluster.alive()) != 1:
             cluster.nodes[0].check()
             time.sleep(1)
-        done = cluster.run([sys.executable, "-m", "tune_jobs.run", str(folder / "tune.yaml")], check=False)
-    print(done.returncode, done.stderr, sep="\n")
+        # As a job, which Ray runs on the node itself: a program started beside the node does not see its sockets.
+        submit = ["ray", "job", "submit", "--address", cluster.dashboard_url, "--", "python", "-m", "tune_jobs.run"]
+        done = cluster.run([*submit, str(folder / "tune.yaml")], check=False)
+    print(done.returncode, done.stdout + done.stderr, sep="\n")
 
 
 if __name__ == "__main__":
