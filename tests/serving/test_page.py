@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rayml.bundle import Bundle
 from rayml.sample import CLASSES
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import Models, ServedModel
+from serving.models import Models
 from serving.page import EXAMPLES, FILES, HEADERS, about, example, static
 from serving.protocols.base import Answer, ModelFacts, ModelIdentity
 from serving.service import Call, Service
+from serving.sources import BundleSource
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 
@@ -64,7 +66,8 @@ def test_drawings(path: str) -> None:
 def test_the_service_shows_it_to_everybody_and_the_model_to_those_with_a_key(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     limits = RequestLimits()
-    models = Models([ServedModel(write_tiny_bundle(tmp_path / "bundle"), "auto", 2, limits)])
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "bundle"))
+    models = Models(BundleSource(bundle), "auto", 2, limits)
     fetcher, keys, log = Fetcher([], 1000), ApiKeys(tmp_path / "keys"), RequestLog(None, False)
     service = Service(models, 2, limits, fetcher, keys, Metrics(None), log)
 
