@@ -58,7 +58,10 @@ def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "1 of 3 checks failed.")
 
 
-def test_a_cluster_that_is_not_there() -> None:
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # Whatever tests before have connected to.
     done = run("--json", "--address", f"127.0.0.1:{free_port()}")
     assert done.exit_code == 1
     assert "no Ray answers at --address" in checks(done)["ray"]["detail"]

@@ -211,7 +211,8 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     (run / "checkpoints" / "00002" / "00003.npz").unlink()
     lines = (run / "history.csv").read_text().splitlines(keepends=True)
     (run / "history.csv").write_text("".join(lines[:9]))
-    decided = [line for line in (run / "ledger.jsonl").open() if '"00000"' in line or '"00001"' in line]
+    decisions = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    decided = [line for line in decisions if '"00000"' in line or '"00001"' in line]
     (run / "ledger.jsonl").write_text("".join(decided))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "searching"}))
@@ -230,7 +231,7 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     assert [(t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in done.trials] == [
         (t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in summary.trials
     ]
-    figures = [[row[:-1] for row in csv.reader((at / "history.csv").open())] for at in (run, summary.run)]
+    figures = [[list(row.values())[:-1] for row in rows(at / "history.csv")] for at in (run, summary.run)]
     assert figures[0] == figures[1]
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert (done.bundle / "head.npz").read_bytes() == (summary.bundle / "head.npz").read_bytes()
