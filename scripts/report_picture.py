@@ -18,7 +18,6 @@ from PIL import Image
 
 WIDTH_PX, HEIGHT_PX = 1100, 1480  # The winner, the grid and the learning curves.
 MAX_BYTES = 300_000
-COLOURS = 128  # A page has few; a palette makes the file a third as large.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -54,7 +53,7 @@ def photograph(page: Path, target: Path) -> int:
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(raw) as picture:
-            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
+            picture.convert("RGB").save(target, "PNG", optimize=True)
     size = target.stat().st_size
     if size > MAX_BYTES:
         raise SystemExit(f"{target} must have at most {MAX_BYTES} bytes. Received: {size}")
