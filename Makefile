@@ -13,10 +13,12 @@ UV ?= uv
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo cluster-demo test check format lock clean
+.PHONY: help install demo cluster-demo test check format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.all ## Install into .venv
 
 demo: $(VENV)/.all ## Install, then sample -> tune -> serve -> classify over HTTP
 	$(VENV)/bin/rayml demo

@@ -233,7 +233,8 @@ def _why_not_started(error: Exception) -> RaymlError:
         return refused
     line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), repr(error))
     return ServerError(
-        f"Ray Serve must start. Received: {line}", "Look at the memory (free -m) and the disk (df -h), and try again."
+        f"Ray Serve must start. Received: {line}",
+        "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
     )
 
 

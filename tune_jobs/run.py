@@ -165,7 +165,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                 raise
         with stages.stage("report") as said:
             try:
-                said.append(str(keep_report(run, settings.data)))
+                said.append(str(settings.out / keep_report(run, settings.data).name))
             except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
                 said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
     return summary

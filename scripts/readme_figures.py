@@ -1,0 +1,191 @@
+"""The figures of the README, out of bench/results/*.json.
+
+    python -m scripts.readme_figures             # after a benchmark has written new results
+    python -m scripts.readme_figures --check     # ends with 1 where the README is not up to date
+
+They stand between two comments. Every figure comes from a file there, with its machine and day; a benchmark without
+results has no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
+NAMES = {
+    "bare": "the bare model in a loop, no server",
+    "rayml": "**rayml serve**",
+    "fastapi": "FastAPI, OpenVINO",
+    "flask": "Flask and gunicorn, OpenVINO",
+    "bentoml": "BentoML, OpenVINO",
+    "litserve": "LitServe, OpenVINO",
+    "mlserver": "MLServer, OpenVINO",
+    "ray_keras": "Ray Serve, Keras `predict`",
+    "flask_keras": "Flask and gunicorn, Keras `predict`",
+}
+Result = dict[str, Any]
+
+
+def median(value: Result) -> float:
+    """Of a spread, as bench/measure.py writes it."""
+    return float(value["median"])
+
+
+def number(value: float) -> str:
+    """With as many digits as say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def where(result: Result, name: str) -> str:
+    """On what machine and when, and in which file."""
+    machine = result["machine"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, Python "
+        f"{machine['python']}, {day(result)}; `bench/results/{name}.json`"
+    )
+
+
+def day(result: Result) -> str:
+    """When it was measured."""
+    return str(result["machine"].get("date", "no date noted"))
+
+
+def grid(result: Result) -> Iterator[str]:
+    """bench/grid.py: what a search costs, beside the lesson's way."""
+    epochs = result["cells"] * result["epochs"]
+    for name, one in result["backbones"].items():
+        rounds = f"{one['rounds']} round{'s' if one['rounds'] > 1 else ''}"
+        yield f"| {name} at {one['image_size']} px, {result['photos']:,} photos, {rounds} | seconds |"
+        yield "|---|---|"
+        first, second = one["first_run_s"], one["second_run_s"]
+        yield f"| one pass over the photos (features) | {number(median(first['features']))} |"
+        yield (
+            f"| the search on the features, {result['cells']} cells of up to {result['epochs']} epochs "
+            f"| {number(median(first['search']))} |"
+        )
+        yield f"| `rayml tune` from nothing, everything included | {number(median(first['command']))} |"
+        share = f"{median(one['second_by_first']):.2f} of the first"
+        yield f"| `rayml tune` again, features in the cache | {number(median(second['command']))} ({share}) |"
+        yield (
+            "| one epoch of one trial the lesson's way (`make_model(...).fit`) "
+            f"| {number(median(one['lesson_epoch_s']))} |"
+        )
+        yield (
+            f"| **{epochs} such epochs / `rayml tune` from nothing** | **{number(median(one['lesson_by_ours']))}** |"
+        )
+        yield ""
+        if one["best_val_accuracy"] < 0.5:
+            yield (
+                f"The weights of {name} were random there, which costs the same but teaches little (validation "
+                f"accuracy {one['best_val_accuracy']:.2f})."
+            )
+    yield f"`python bench/grid.py`: {where(result, 'grid')}. The factor is computed from one epoch, not run."
+
+
+def feature_pass(result: Result) -> Iterator[str]:
+    """bench/feature_pass.py: our actors beside Ray Data."""
+    sides, ratio = result["sides"], median(result["ray_data_by_actors"])
+    yield (
+        f"The pass over {result['photos']:,} photos with {result['backbone']} at {result['image_size']} px takes "
+        f"{number(median(sides['actors']['seconds']))} s by rayml's actors and "
+        f"{number(median(sides['ray_data']['seconds']))} s as a pipeline of Ray Data (a factor of {ratio:.2f}, "
+        f"{result['rounds']} rounds; {where(result, 'feature_pass')})."
+    )
+
+
+def serving(result: Result) -> Iterator[str]:
+    """bench/serving.py: throughput and cost beside others."""
+    figures = result["figures"]
+    counts = list(next(iter(figures.values())))
+    yield (
+        f"| {result['bundle']}, {result['rounds']} rounds of {result['seconds']:g} s | "
+        + " | ".join(
+            [f"requests/s at {n}" for n in counts]
+            + [f"p99 at {counts[-1]}, ms", f"processor ms a request at {counts[1]}"]
+        )
+        + " |"
+    )
+    yield "|---" * (len(counts) + 3) + "|"
+    for name in sorted(figures, key=lambda one: list(NAMES).index(one)):
+        one = figures[name]
+        cells = [number(median(one[n]["per_s"])) for n in counts]
+        cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
+        yield f"| {NAMES[name]} | " + " | ".join(cells) + " |"
+    yield ""
+    missed = [claim for claim, holds in result["claims"].items() if not holds]
+    if missed:
+        yield "What the benchmark claims and did not hold here: " + "; ".join(missed) + "."
+        yield ""
+    yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, 'serving')}."
+
+
+def start(result: Result, name: str) -> Iterator[str]:
+    """bench/serving_start.py: how soon and how large."""
+    replica = next(one for one in result["processes"] if one["name"].startswith("ServeReplica"))
+    tensorflow = f"TensorFlow in {', '.join(result['with_tensorflow'])}" if result["with_tensorflow"] else "none"
+    yield (
+        f"| {result['bundle']} | {number(result['server_ready_s'])} s | {number(result['replica_ready_s'])} s "
+        f"| {number(replica['rss_mb'])} MB | {tensorflow} | {day(result)}, `{name}.json` |"
+    )
+
+
+def scale(result: Result) -> Iterator[str]:
+    """bench/scale.py: the bookkeeping as the data grows."""
+    entries = {int(count): one for count, one in result["entries"].items()}
+    largest = max(entries)
+    memory = median(entries[largest]["open"]["private_mib"])
+    yield (
+        f"At {largest:,} photos the driver of a search holds {number(memory)} MiB for the manifest and the index of "
+        f"features, {number(memory * 2**20 / largest / 1000)} kB a photo ({where(result, 'scale')})."
+    )
+
+
+TABLES: dict[str, Callable[[Result], Iterator[str]]] = {"grid": grid, "feature_pass": feature_pass, "serving": serving}
+
+
+def block(results: Path = ROOT / "bench" / "results") -> str:
+    """Everything between the two comments."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    parts = ["\n".join(table(found[name])) for name, table in TABLES.items() if name in found]
+    starts = {name: one for name, one in found.items() if name.startswith("serving_start")}
+    if starts:
+        head = (
+            "| `rayml serve` | first right answer after | replica ready, from its process's start "
+            "| memory of the replica | TensorFlow | |\n|---|---|---|---|---|---|"
+        )
+        parts.append("\n".join([head, *(row for name, one in starts.items() for row in start(one, name))]))
+    if "scale" in found:
+        parts.append("\n".join(scale(found["scale"])))
+    return "\n\n".join(parts)
+
+
+def filled(text: str, results: Path = ROOT / "bench" / "results") -> str:
+    """The text with the figures of today between its comments."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{BEGIN} and {END} were expected in the text. Received: one without them")
+    return f"{head}{BEGIN}\n\n{block(results)}\n\n{END}{tail}"
+
+
+def main() -> int:
+    """Renew the README, or say whether that would change it."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    arguments = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = filled(old)
+    if not arguments.check:
+        readme.write_text(new, encoding="utf-8")
+    return int(arguments.check and new != old)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
