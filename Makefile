@@ -7,8 +7,8 @@ LOCKED = --require-hashes --only-binary :all:
 # The packages are imported as they are needed; compiling all of them beforehand takes longer than the demo itself.
 NO_COMPILE = --no-compile
 PYTEST_ARGS ?=
-# The tests wait for servers and clusters about as long as they compute; each process holds up to 3 GB.
-TWO_AT_A_TIME = -n 2 --dist loadgroup
+# The tests wait for servers and clusters about as long as they compute; each process holds up to 4 GB.
+SIDE_BY_SIDE = -n 2 --dist loadgroup
 UV ?= uv
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ cluster-demo: $(VENV)/.all ## Install, then the manifests' own texts on a cluste
 	$(VENV)/bin/python -m scripts.cluster_demo
 
 test: $(VENV)/.dev ## Install what tests need, then run them; PYTEST_ARGS="-m slow" for the long ones
-	$(VENV)/bin/python -m pytest $(TWO_AT_A_TIME) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## Lint, format, types, import directions
 	$(VENV)/bin/python -m ruff check .

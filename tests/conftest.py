@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     }
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a cluster, a server or a file's fixtures stays together, for `pytest -n 2 --dist loadgroup`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import threading
 import time
@@ -263,8 +264,11 @@ def test_without_a_server_only_the_folder_changes(registry: Registry) -> None:
 
 
 def test_a_replica_that_cannot_report_serves_all_the_same(
-    registry: Registry, replica: Replica, caplog: pytest.LogCaptureFixture
+    registry: Registry, replica: Replica, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A server started in this process before has turned Ray Serve's log down and its propagation off.
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    caplog.set_level(logging.WARNING, "ray.serve")
     (registry.root / NAME / "replicas").touch()
     models = replica()
     assert "cannot report" in caplog.text
