@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib.metadata
 import json
 import os
 import signal
@@ -44,7 +45,8 @@ from rayml.bundle import Bundle  # noqa: E402
 from serving.config import usable_cores  # noqa: E402
 from serving.processes import adopt_orphans, descendants, end_descendants  # noqa: E402
 
-BASE = ("openvino==2026.3.0", "pillow", "numpy")
+# The engine and the decoder in the very versions that rayml runs with here.
+BASE = tuple(f"{name}=={importlib.metadata.version(name)}" for name in ("openvino", "pillow", "numpy"))
 KERAS = ("tensorflow-cpu==2.21.0", "pillow")
 # In Keras' spelling, for the rivals that predict with Keras.
 _APPLICATIONS = {"xception": "Xception", "mobilenet_v2": "MobileNetV2", "tiny": "MobileNetV2"}

@@ -110,15 +110,21 @@ def ray_cluster() -> Iterator[str]:
     """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=256 * 2**20,  # features of small pictures; the default takes a third of the memory
-    )
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=256 * 2**20,  # features of small pictures; the default takes a third of the memory
+            )
+            break
+        except Exception:  # A bare one, where its processes are not up in 30 seconds: a machine busy with other things.
+            if not tries_left:
+                raise
     yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
 

@@ -22,7 +22,7 @@ TOLERANCE = 3e-5
         ("tiny", 64),
         ("mobilenet_v2", 64),
         ("mobilenet_v3_small", 64),  # hard-swish and squeeze-and-excitation
-        ("efficientnetv2b0", 64),  # Normalization: constants outside of the graph
+        pytest.param("efficientnetv2b0", 64, marks=pytest.mark.slow),  # Normalization: constants outside of the graph
         pytest.param("convnext_tiny", 32, marks=pytest.mark.slow),
         pytest.param("resnet50", 32, marks=pytest.mark.slow),  # blue, green, red less their means
     ],

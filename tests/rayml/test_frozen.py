@@ -110,13 +110,19 @@ def test_a_damaged_entry_counts_as_none_and_is_made_again(tmp_path: Path) -> Non
 
 
 def test_two_processes_may_freeze_at_once(tmp_path: Path) -> None:
+    """Their sets come in different orders, as on two machines; the bytes are the same."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom rayml.backbones import backbone_spec\n"
         "from rayml.frozen import freeze\nprint(freeze(backbone_spec('tiny'), Path(sys.argv[1])).graph_sha256)"
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2")
     ]
     said = [process.communicate(timeout=300)[0].strip().splitlines()[-1] for process in running]
     assert [process.returncode for process in running] == [0, 0]

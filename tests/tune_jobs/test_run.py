@@ -27,7 +27,7 @@ from rayml.predictor import Predictor
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, settings
-from tune_jobs.run import RunSummary, plan_tune, run_tune
+from tune_jobs.run import RunSummary, main, plan_tune, run_tune
 from tune_jobs.runfolder import locked
 
 
@@ -326,11 +326,9 @@ def test_as_a_cluster_job(folder: Path, summary: RunSummary, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"]])
-def test_how_the_job_is_called(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tune_jobs.run", *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.returncode, done.stderr.strip()) == (2, "Usage: python -m tune_jobs.run CONFIG.yaml")
+def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml"
 
 
 @pytest.mark.slow
