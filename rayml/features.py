@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -27,6 +28,7 @@ from rayml.storage import BucketStore, FolderStore, open_store
 BANK_VERSION = 2
 PRECISION = "float32"
 _ARRAY, _INDEX = ".npy", ".sha256"
+_LOOK_EVERY_S = 2.0
 _COPIES_AT_ONCE = 16  # Of a bucket's objects: each waits most of its time for an answer.
 _DIGEST = np.dtype("S32")  # Compares and sorts as bytes; two of one length are never taken for each other.
 
@@ -59,6 +61,10 @@ class FeatureBank:
     def __init__(self, store: FolderStore | BucketStore | Path, features: int) -> None:
         self.store = FolderStore(store) if isinstance(store, Path) else store
         self.features = features
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is there is read with the next question."""
         self._shards: list[tuple[str, int]] = []  # name, size of its array in bytes
         self._pending: list[tuple[int, NDArray[np.bytes_]]] = []  # shard, its digests; not in the three below yet
         self._digests: NDArray[np.bytes_] = np.empty(0, _DIGEST)  # sorted
@@ -117,16 +123,31 @@ class FeatureBank:
             raise ValueError(f"expected float32 {(len(digests), self.features)}, got {vectors.dtype} {vectors.shape}")
         if not np.isfinite(vectors).all():
             raise RaymlError("the backbone gave features that are not finite numbers", "Are its weights sound?")
-        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        index = packed(digests).tobytes()
+        name = _shard(digests)
         header = array_header(len(digests), self.features)
         try:
             self.store.put(name + _ARRAY, [header, np.ascontiguousarray(vectors).data.cast("B")])
-            self.store.put(name + _INDEX, [index])
+            self.store.put(name + _INDEX, [packed(digests).tobytes()])
         except RaymlError as error:
             raise RaymlError(f"features could not be written: {error.message}", error.hint) from None
+        self.note(digests)
+
+    def note(self, digests: Sequence[str]) -> None:
+        """Know of a shard that was written, by whomever: a network's folder may be slow to show it.
+
+        Arguments:
+            digests: as it was written.
+        """
         if self._opened:
-            self._add(name, len(header) + vectors.nbytes, index)
+            size = len(array_header(len(digests), self.features)) + 4 * len(digests) * self.features
+            self._add(_shard(digests), size, packed(digests).tobytes())
+
+    def wait_for(self, digests: Digests, timeout_s: float) -> None:
+        """Look until N pictures are in the bank, or the time is over."""
+        end = time.monotonic() + timeout_s
+        while not self.has(digests).all() and time.monotonic() < end:
+            time.sleep(_LOOK_EVERY_S)
+            self._forget()
 
     def rows(self, digests: Digests) -> NDArray[np.float32]:
         """The vectors of N pictures in the order asked for; shards are memory-mapped, one at a time.
@@ -212,6 +233,10 @@ class FeatureBank:
     def _places(self, wanted: NDArray[np.bytes_]) -> NDArray[np.intp]:
         """Where in the sorted index each would be, int (N,); the index is not empty."""
         return np.minimum(np.searchsorted(self._digests, wanted), len(self._digests) - 1)
+
+
+def _shard(digests: Sequence[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
 def packed(digests: Digests) -> NDArray[np.bytes_]:

@@ -23,6 +23,7 @@ from rayml.storage import FolderStore, alone
 from rayml.training import TrainingData
 
 _BLOCK_BYTES = 32 << 20  # Of vectors in memory at a time while they are brought together.
+_WAIT_S = 90.0  # A folder on NFS may show after a minute alone what another machine has written.
 _KEPT = 3  # Of the data sets used last; each is as large as its vectors, and quickly made again.
 
 
@@ -73,6 +74,7 @@ def gather(recipe: Recipe) -> GatheredData:
             shape = (len(digests), recipe.bank.features)
             arrays[split] = _mapped(path, shape)
             if arrays[split] is None:
+                recipe.bank.wait_for(digests, _WAIT_S)
                 store.put(path.name, _parts(recipe.bank, digests))
                 arrays[split] = _mapped(path, shape)
             if arrays[split] is None:
@@ -87,6 +89,22 @@ def gather(recipe: Recipe) -> GatheredData:
         recipe.classes,
         recipe.digest,
         recipe,
+    )
+
+
+def in_memory(recipe: Recipe) -> TrainingData:
+    """The same data in this process's memory, to be sent to machines that cannot read the bank; no folder is used.
+
+    Raises:
+        KeyError, RaymlError: as `rayml.features.FeatureBank.rows`.
+    """
+    return TrainingData(
+        recipe.bank.rows(recipe.train),
+        recipe.train_labels,
+        recipe.bank.rows(recipe.validation),
+        recipe.validation_labels,
+        recipe.classes,
+        recipe.digest,
     )
 
 

@@ -21,6 +21,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,8 +29,11 @@ from rayml.errors import RaymlError, UsageError
 
 BUCKET_SCHEMES = ("s3", "gs")
 _COPY_BYTES = 1 << 22
+_MARK = "mark"
 _LOCKS = 64  # Files for all names together, since one that is taken away could not be waited for.
-_FULL_HINT = "Free some space, or point --cache (or RAYML_CACHE) to another folder; finished features are kept."
+_FULL_HINT = (
+    "Free some space, or name another folder: --cache (or RAYML_CACHE), --storage-path; finished features are kept."
+)
 _BUCKET_HINT = "Are the address, the credentials and their rights good on this machine? What is finished is kept."
 
 
@@ -65,6 +69,37 @@ class Store(ABC):
         Raises:
             RaymlError: it is gone, or there is no room for a copy.
         """
+
+    @abstractmethod
+    def peek(self, name: str) -> bytes | None:
+        """A small file as it is now, or None.
+
+        Raises:
+            RaymlError: the storage cannot be read.
+        """
+
+    def mark(self) -> bytes:
+        """Leave something here that `check_mark` knows again.
+
+        Raises:
+            RaymlError: as `put` and `peek`.
+        """
+        mark = self.peek(_MARK) or uuid.uuid4().bytes
+        self.put(_MARK, [mark])
+        return mark
+
+    def check_mark(self, mark: bytes) -> None:
+        """Make sure, on another machine, that this is the storage with that mark and that it can be written.
+
+        Raises:
+            RaymlError: it is not, e.g. a folder that is not mounted there, or it cannot.
+        """
+        if self.peek(_MARK) != mark:
+            raise RaymlError(
+                f"{self} must be the same place on every machine. Received: another one, or nothing",
+                "Is it mounted there, by the same path? A bucket (s3://, gs://) need not be.",
+            )
+        self.put(_MARK, [mark])
 
 
 class FolderStore(Store):
@@ -111,6 +146,15 @@ class FolderStore(Store):
         """See `Store`; the file itself."""
         return self.folder / name
 
+    def peek(self, name: str) -> bytes | None:
+        """See `Store`."""
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RaymlError(f"{self.folder / name} could not be read: {error.strerror}", _FULL_HINT) from None
+
 
 class BucketStore(Store):
     """Objects of a bucket; each is copied to this machine when it is first used, once for all of its processes.
@@ -124,14 +168,26 @@ class BucketStore(Store):
     def __init__(self, root: str, part: str, folder: Path) -> None:
         self._root, self._part, self.folder = root, part, folder
         self._copies = FolderStore(folder)
-        self._filesystem, base = open_bucket(root)
-        self._base = PurePosixPath(base, part)
+
+    @cached_property
+    def _opened(self) -> tuple[Any, PurePosixPath]:
+        """With the first use: a worker that cannot says so, instead of failing to start."""
+        filesystem, base = open_bucket(self._root)
+        return filesystem, PurePosixPath(base, self._part)
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._opened[0]
+
+    @property
+    def _base(self) -> PurePosixPath:
+        return self._opened[1]
 
     def __reduce__(self) -> tuple[type[BucketStore], tuple[str, str, Path]]:
         return BucketStore, (self._root, self._part, self.folder)
 
     def __str__(self) -> str:
-        return f"{self._root.partition('://')[0]}://{self._base}"
+        return f"{self._root.partition('?')[0].rstrip('/')}/{self._part}"
 
     def sizes(self) -> dict[str, int]:
         """See `Store`."""
@@ -159,6 +215,15 @@ class BucketStore(Store):
                     self._copies.put(name, self._read(name))
         return path
 
+    def peek(self, name: str) -> bytes | None:
+        """See `Store`; the object itself, not the copy."""
+        with self._reaching(f"read ({name})"):
+            try:
+                with self._filesystem.open_input_stream(self._place(name)) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
     def _read(self, name: str) -> Iterator[bytes]:
         with self._reaching(f"read ({name})"), self._filesystem.open_input_stream(self._place(name)) as stream:
             while block := stream.read(_COPY_BYTES):
@@ -175,6 +240,11 @@ class BucketStore(Store):
             raise RaymlError(f"{self} could not be {what}: {_one_line(error)}", _BUCKET_HINT) from None
 
 
+def is_bucket(root: str) -> bool:
+    """Whether a --storage-path is the address of a bucket, not a folder."""
+    return "://" in root
+
+
 def check_storage(root: str) -> str:
     """Make sure that a --storage-path is one, and that a bucket answers.
 
@@ -186,15 +256,18 @@ def check_storage(root: str) -> str:
 
     Raises:
         UsageError: neither, or an address with credentials in it, or a bucket that is not there.
-        RaymlError: a bucket that cannot be reached.
+        RaymlError: a bucket that cannot be reached, or not with these credentials.
     """
     import pyarrow.fs
 
-    scheme, separator, _ = root.partition("://")
-    if not separator:
-        if not root or (Path(root).exists() and not Path(root).is_dir()):
-            raise UsageError(f"--storage-path must be a folder or a bucket. Received: {root!r}")
-        return str(Path(root).absolute())
+    if not is_bucket(root):
+        path = Path(root).absolute()
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not root or not there.is_dir():
+            which = repr(root) if there == path else f"{root!r}, where {there} is a file"
+            raise UsageError(f"--storage-path must be a folder or a bucket. Received: {which}")
+        return str(path)
+    scheme = root.partition("://")[0]
     parsed = urllib.parse.urlsplit(root)
     if scheme not in BUCKET_SCHEMES or not parsed.hostname:
         raise UsageError(
@@ -211,7 +284,7 @@ def check_storage(root: str) -> str:
     try:
         there = filesystem.get_file_info(bucket).type != pyarrow.fs.FileType.NotFound
     except OSError as error:
-        raise RaymlError(f"--storage-path {root} cannot be reached: {_one_line(error)}", _BUCKET_HINT) from None
+        raise RaymlError(f"--storage-path {root} cannot be used: {_one_line(error)}", _BUCKET_HINT) from None
     if not there:
         raise UsageError(f"--storage-path must name a bucket that is there. Received: {bucket}", _BUCKET_HINT)
     return root
@@ -232,7 +305,7 @@ def open_bucket(root: str) -> tuple[Any, str]:
     except pyarrow.ArrowInvalid as error:
         raise UsageError(f"--storage-path must be an address. Received: {root} ({_one_line(error)})") from None
     except OSError as error:
-        raise RaymlError(f"--storage-path {root} cannot be reached: {_one_line(error)}", _BUCKET_HINT) from None
+        raise RaymlError(f"--storage-path {root} cannot be used: {_one_line(error)}", _BUCKET_HINT) from None
     return filesystem, path
 
 
@@ -246,7 +319,7 @@ def open_store(root: str | None, part: str, cache: Path) -> FolderStore | Bucket
     """
     if root is None:
         return FolderStore(cache / part)
-    return BucketStore(root, part, cache / part) if "://" in root else FolderStore(Path(root, part))
+    return BucketStore(root, part, cache / part) if is_bucket(root) else FolderStore(Path(root, part))
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -103,10 +103,10 @@ def kuberay_crds() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def ray_cluster(s3: str) -> Iterator[str]:
     """The address of one small local cluster for the whole session, this process connected to it.
 
-    It starts with the first test that asks: a start costs 7 to 20 seconds.
+    It starts with the first test that asks: a start costs 7 to 20 seconds. Its workers reach the bucket `s3`.
     """
     import ray
 

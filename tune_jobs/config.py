@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from rayml.errors import UsageError
 from rayml.head import check_head_settings
+from rayml.storage import is_bucket
 
 SCHEDULERS = ("asha", "sync", "none")
 DEFAULT_GRACE_PERIOD = 2  # After one epoch alone a small learning rate looks worse than it is.
@@ -37,7 +38,11 @@ class SearchSettings:
         max_concurrent: trials at once at most; None for as many as there is room for.
         scale_up_timeout_s: seconds to wait for a cluster that grows by itself to have room for `max_concurrent` trials;
             0 for one that is as large as it will be.
-        cache: where frozen backbones and features are kept.
+        cache: the folder of each machine for frozen backbones and features.
+        storage_path: where machines share both instead, a folder that all of them see or a bucket's address; see
+            `rayml.storage`. None for the cache of this machine alone.
+        feature_gpus: the share of a graphics processor that a worker of the feature pass takes where there are any,
+            0 to 1; 0 leaves them out of the pass.
         resume: go on with the search that was interrupted in `out`, which must be there then.
 
     Raises:
@@ -68,6 +73,8 @@ class SearchSettings:
     max_concurrent: int | None = None
     scale_up_timeout_s: float = 0.0
     cache: Path | None = None
+    storage_path: str | None = None
+    feature_gpus: float = 1.0
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +106,8 @@ class SearchSettings:
             raise UsageError("scale_up_timeout_s needs the address of a cluster. Received: address local")
         if not self.trial_gpus >= 0:
             raise UsageError(f"trial_gpus must be at least 0. Received: {self.trial_gpus}")
+        if not 0 <= self.feature_gpus <= 1:
+            raise UsageError(f"feature_gpus must be 0 to 1. Received: {self.feature_gpus}")
 
     @property
     def first_rung(self) -> int:
@@ -110,10 +119,17 @@ class SearchSettings:
         """The number of cells of the grid."""
         return len(self.size_inner) * len(self.learning_rate)
 
+    @property
+    def shares_bank(self) -> bool:
+        """Whether every machine of the search reads the same bank, so that no vectors have to be sent to trials."""
+        return self.storage_path is not None or self.address == "local"
+
     def to_json(self) -> dict[str, Any]:
         """The settings as plain values for run.json; folders by their names alone, so that a run may be moved."""
         plain = asdict(self)
         plain |= {"data": self.data.name, "out": self.out.name}
+        if not (self.storage_path and is_bucket(self.storage_path)):  # A bucket's address is good everywhere.
+            plain["storage_path"] = None
         for passing in ("cache", "resume"):
             plain.pop(passing)
         return {**plain, "weights": Path(self.weights).name if self.weights else None}

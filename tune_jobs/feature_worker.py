@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import BackboneSpec
-from rayml.errors import InputError, SearchError
+from rayml.errors import InputError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import ENGINE_TOLERANCE
 from rayml.images import load_pixels
@@ -56,23 +56,30 @@ class FeatureWorker:
         self._batch = max(1, min(GPU_BATCH if spec else CPU_BATCH, fitting))
         self._engine: Engine | None = None
 
-    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32]) -> str:
+    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32], mark: bytes = b"") -> str:
         """Make the backbone ready and prove that it computes here what it computes elsewhere.
 
         Arguments:
             graph: its ONNX.
             pictures: uint8 (G, H, W, 3).
             expected: the features that Keras gave for them, float32 (G, D).
+            mark: of the bank's storage, which this machine has to see and to write.
 
         Returns:
             The engine's name.
 
         Raises:
             SearchError: this machine gives other features.
+            RaymlError: this machine sees another storage, or cannot write it.
             WeightsError: the weights file cannot be read from this machine.
         """
         from rayml.engines import load_engine
 
+        if self._bank is not None:
+            try:
+                self._bank.store.check_mark(mark)
+            except RaymlError as error:
+                raise RaymlError(f"on {_node_name()}, {error.message}", error.hint) from None
         if self._spec is None:
             engine: Engine = load_engine(graph, threads=self._threads, streams=self._threads)
         else:

@@ -79,13 +79,13 @@ def feature_pass(
         nodes: where to compute.
         spec: what `backbone` was frozen from.
         skip_unreadable: go on without pictures that cannot be read, instead of refusing the data set.
-        shared: the bank lies where every node can write it.
-        gpus_a_worker: the share of a graphics processor that a worker takes where there are any.
+        shared: the bank lies where every node can write it, which each worker proves before it gets pictures.
+        gpus_a_worker: the share of a graphics processor that a worker takes where there are any; 0 leaves them out.
 
     Raises:
         DataError: pictures that cannot be read; each of the first few is named. The other features are kept.
         SearchError: workers die whatever they compute, or a machine computes other features.
-        RaymlError: the bank cannot be read or written.
+        RaymlError: the bank cannot be read or written, here or on a node.
     """
     start = time.monotonic()
     wanted = {photo.sha256: photo for photo in manifest.photos}
@@ -173,7 +173,7 @@ class _Slot:
 
 
 def _slots(node: Node, gpus_a_worker: float) -> list[_Slot]:
-    if not node.gpus:
+    if not (node.gpus and gpus_a_worker):
         return [_Slot(node, node.cpus, 0.0)]
     share = min(gpus_a_worker, node.gpus)
     count = min(node.cpus, int(node.gpus / share + 1e-9))
@@ -205,7 +205,8 @@ class _Crew:
         pictures, expected = backbone.golden()
         pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
         # Once into Ray's object store, from where each node takes them once.
-        self._needed = [ray.put(needed) for needed in (backbone.graph(), pixels, expected)]
+        mark = bank.store.mark() if shared else b""
+        self._needed = [ray.put(needed) for needed in (backbone.graph(), pixels, expected, mark)]
         for slot in slots:
             self._start(slot)
 
@@ -272,8 +273,11 @@ class _Crew:
             slot.ready = True
             self.engines.add(answer)
             return None
+        digests = [photo.sha256 for photo in chunk.photos]
         if answer.vectors is not None:
-            store(self._bank, [photo.sha256 for photo in chunk.photos], answer.vectors, answer.unreadable)
+            store(self._bank, digests, answer.vectors, answer.unreadable)
+        elif good := [digest for row, digest in enumerate(digests) if row not in answer.unreadable]:
+            self._bank.note(good)
         self.unreadable |= {chunk.photos[row].sha256: reason for row, reason in answer.unreadable.items()}
         self._deaths_in_a_row = 0
         self._done(len(chunk.photos))

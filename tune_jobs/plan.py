@@ -12,7 +12,8 @@ from rayml.backbones import BackboneSpec
 from rayml.data import Manifest
 from rayml.errors import SearchError
 from rayml.features import FeatureBank
-from rayml.frozen import frozen_folder, load_frozen
+from rayml.frozen import find_frozen
+from rayml.storage import is_bucket
 from tune_jobs.checkpoints import KEPT
 from tune_jobs.cluster import Node, autoscaler_maximum
 from tune_jobs.config import SearchSettings
@@ -116,20 +117,22 @@ def make_plan(
         if (most := autoscaler_maximum()) and most[0] >= (settings.trial_cpus or 1) and most[1] >= settings.trial_gpus:
             error.hint = f"The cluster may grow to {most[0]} CPUs and {most[1]} GPUs; wait for it: scale_up_timeout_s."
         raise
-    frozen = load_frozen(frozen_folder(spec, cache))
+    storage = settings.storage_path
+    frozen = find_frozen(spec, cache, storage)
     wanted = {photo.sha256 for photo in manifest.photos}
-    bank = FeatureBank.of(frozen, cache) if frozen else None
-    to_compute = sum(digest not in bank for digest in wanted) if bank is not None else len(wanted)
+    bank = FeatureBank.of(frozen, cache, storage) if frozen else None
+    to_compute = int((~bank.has(list(wanted))).sum()) if bank is not None else len(wanted)
     features = frozen.features if frozen else MOST_FEATURES
     grid, classes = cells(settings), len(manifest.classes)
     heads = [(features + 1) * cell["size_inner"] + (cell["size_inner"] + 1) * classes for cell in grid]
     vectors = len(manifest.photos) * features * FLOAT_BYTES
     at_once = Demand(cpus, settings.trial_gpus, _limit(settings)).places(nodes)
     graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
-    one_trial = PROCESS_BYTES + vectors + COPIES * max(heads) * FLOAT_BYTES
+    # Trials that read the bank map one file a machine; others are sent the vectors, and hold them once more.
+    one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + COPIES * max(heads) * FLOAT_BYTES
     disk = [
         Need("disk for RUN", KEPT * COPIES * FLOAT_BYTES * sum(heads) + graph, _free(run)),
-        Need("disk for the cache", to_compute * features * FLOAT_BYTES, _free(cache)),
+        *_bank_needs(settings, vectors, to_compute * features * FLOAT_BYTES, cache),
     ]
     memory = max((node.memory_bytes for node in nodes), default=0) or None
     here = min(at_once, max(Demand(cpus, settings.trial_gpus, _limit(settings)).places([node]) for node in nodes))
@@ -155,11 +158,29 @@ def make_plan(
     if memory is not None and frozen and vectors + one_trial > memory:
         raise SearchError(
             f"one trial needs {_size(vectors + one_trial)} of memory on a machine: {_size(PROCESS_BYTES)} for "
-            f"TensorFlow, {_size(2 * vectors)} for the features, {_size(one_trial - PROCESS_BYTES - vectors)} for the "
-            f"head and Adam. Received: at most {_size(memory)}",
+            f"TensorFlow, {_size(vectors if settings.shares_bank else 2 * vectors)} for the features, "
+            f"{_size(COPIES * max(heads) * FLOAT_BYTES)} for the head and Adam. Received: at most {_size(memory)}",
             "Use a machine with more, fewer photos, or a smaller --size-inner.",
         )
     return plan
+
+
+def _bank_needs(settings: SearchSettings, vectors: int, new: int, cache: Path) -> list[Need]:
+    """Where features go: to what machines share, else to the cache, where they are also brought together for trials.
+
+    Arguments:
+        vectors, new: bytes of all vectors, and of those to be computed.
+    """
+    together = vectors if settings.shares_bank else 0
+    storage = settings.storage_path
+    if storage is None:
+        return [Need("disk for the cache", new + together, _free(cache))]
+    free = None if is_bucket(storage) else _free(Path(storage))
+    copied = vectors if is_bucket(storage) else 0
+    return [
+        Need(f"{'features' if is_bucket(storage) else 'disk for features'}, in {storage}", new, free),
+        Need("disk for the cache, on each machine", copied + together, _free(cache)),
+    ]
 
 
 def _limit(settings: SearchSettings) -> int:
@@ -206,7 +227,7 @@ def _check_disk(needs: list[Need]) -> None:
         if need.free is not None and need.needed > need.free:
             raise SearchError(
                 f"{need.what} needs {_size(need.needed)}. Received: {_size(need.free)} free",
-                "Free some space, or name other folders: --out, --cache.",
+                "Free some space, or name other folders: --out, --cache, --storage-path.",
             )
 
 

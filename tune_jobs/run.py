@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -30,13 +30,15 @@ from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
 from rayml.errors import RaymlError, SearchError, UsageError
 from rayml.evaluation import scores
-from rayml.features import FeatureBank
-from rayml.frozen import FrozenBackbone, default_cache, freeze, frozen_folder, load_frozen
+from rayml.features import FeatureBank, packed
+from rayml.frozen import FrozenBackbone, default_cache, find_frozen, freeze, share_frozen
+from rayml.gathered import Recipe, gather, in_memory
 from rayml.graph import attach_head
 from rayml.model_card import CardNotes, data_licence
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
 from rayml.report import keep_report
+from rayml.storage import check_storage
 from rayml.training import TrainingData
 from tune_jobs.cluster import Node, on_this_node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
@@ -113,6 +115,7 @@ def plan_tune(settings: SearchSettings, progress: Progress) -> Plan:
     """
     run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
     stages = Stages(progress)
+    settings = _with_storage(settings)
     spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
     manifest = _scan(settings, stages, progress)
     with ExitStack() as stack:
@@ -146,6 +149,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             if record["status"] == "finished" and (run / "best").is_dir():
                 progress.say(f"{run} is finished: nothing is left to do")
                 return _finished(settings, record)
+        settings = _with_storage(settings)
         if spec.weights == "none":
             progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
         with ExitStack() as cluster:
@@ -169,6 +173,12 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
                 said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
     return summary
+
+
+def _with_storage(settings: SearchSettings) -> SearchSettings:
+    if settings.storage_path is None:
+        return settings
+    return replace(settings, storage_path=check_storage(settings.storage_path))
 
 
 def _make(run: Path) -> None:
@@ -236,22 +246,32 @@ def _run(
     progress: Progress,
 ) -> RunSummary:
     with stages.stage("backbone") as said:
-        folder = frozen_folder(spec, cache)
-        backbone = load_frozen(folder)
-        said.append(f"{spec.name} at {spec.image_size_px} px {'found in the cache' if backbone else 'frozen'}")
+        backbone = find_frozen(spec, cache, settings.storage_path)
+        where = settings.storage_path or "the cache"
+        said.append(f"{spec.name} at {spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
         backbone = backbone or on_this_node(freeze, spec, cache)
-    bank = FeatureBank.of(backbone, cache)
+        if settings.storage_path is not None:
+            share_frozen(backbone, cache, settings.storage_path)
+    bank = FeatureBank.of(backbone, cache, settings.storage_path)
     with stages.stage("features") as said:
         passed = feature_pass(
-            manifest, backbone, bank, nodes, spec=spec, skip_unreadable=settings.skip_unreadable, progress=progress
+            manifest,
+            backbone,
+            bank,
+            nodes,
+            spec=spec,
+            skip_unreadable=settings.skip_unreadable,
+            progress=progress,
+            shared=settings.storage_path is not None,
+            gpus_a_worker=settings.feature_gpus,
         )
         said.append(f"{passed.computed} computed" + (f" by {passed.engine}" if passed.engine else ""))
-        said.append(f"{passed.cached} found in the cache")
+        said.append(f"{passed.cached} found in {where}")
         if passed.unreadable:
             shown = ", ".join(islice(passed.unreadable, 5)) + (", ..." if len(passed.unreadable) > 5 else "")
             said.append(f"{len(passed.unreadable)} unreadable and skipped: {shown}")
             manifest = manifest.without(passed.unreadable)
-    data = training_data(manifest, bank)
+    data = training_data(manifest, bank, cache / "training" if settings.shares_bank else None)
     record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
     if settings.resume and (before := read_record(run)) is not None:
         check_same_backbone(backbone.graph_sha256, before)
@@ -302,18 +322,31 @@ def describe(manifest: Manifest) -> str:
     return line
 
 
-def training_data(manifest: Manifest, bank: FeatureBank) -> TrainingData:
-    """Both splits as feature vectors and labels, out of the bank."""
-    labels = {label: number for number, label in enumerate(manifest.classes)}
-    train, validation = manifest.split("train"), manifest.split("validation")
-    return TrainingData(
-        train_features=bank.rows([photo.sha256 for photo in train]),
-        train_labels=np.array([labels[photo.label] for photo in train], np.int32),
-        validation_features=bank.rows([photo.sha256 for photo in validation]),
-        validation_labels=np.array([labels[photo.label] for photo in validation], np.int32),
+def training_data(manifest: Manifest, bank: FeatureBank, folder: Path | None) -> TrainingData:
+    """Both splits as feature vectors and labels, out of the bank.
+
+    Arguments:
+        folder: of each machine, where its trials map the vectors from; None to hold them in memory, for trials on
+            machines that cannot read the bank.
+
+    Raises:
+        RaymlError: as `rayml.gathered.gather`.
+    """
+    numbers = {label: number for number, label in enumerate(manifest.classes)}
+    splits = [manifest.split(name) for name in ("train", "validation")]
+    train, validation = (packed([photo.sha256 for photo in split]) for split in splits)
+    train_labels, validation_labels = (np.array([numbers[p.label] for p in split], np.int32) for split in splits)
+    recipe = Recipe(
+        bank=bank,
+        folder=folder or Path(),
+        train=train,
+        train_labels=train_labels,
+        validation=validation,
+        validation_labels=validation_labels,
         classes=manifest.classes,
         digest=hashlib.sha256(f"{bank.folder.name} {manifest.digest}".encode()).hexdigest(),
     )
+    return gather(recipe) if folder else in_memory(recipe)
 
 
 def predictions(manifest: Manifest, won: Winner) -> Predictions:

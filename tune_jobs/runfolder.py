@@ -24,8 +24,9 @@ RECORD_FILE = "run.json"
 _LOCK_FILE = ".lock"
 
 # Settings that do not decide what is searched: another machine, another place. All others must be those of the run.
-_PLACES = frozenset(("data", "out", "cache", "address", "skip_unreadable", "resume"))
-_FREE = _PLACES | {"trial_cpus", "trial_gpus", "max_concurrent", "scale_up_timeout_s"}
+_PLACES = frozenset(("data", "out", "cache", "storage_path", "address", "skip_unreadable", "resume"))
+_FREE = _PLACES | {"trial_cpus", "trial_gpus", "feature_gpus", "max_concurrent", "scale_up_timeout_s"}
+_TAKEN_AGAIN = "storage_path"  # A place, too, but where it is a bucket the run remembers it.
 _NAMED_WEIGHTS = (None, "imagenet", "none", "builtin")
 
 
@@ -117,7 +118,8 @@ def with_stored(values: dict[str, Any]) -> dict[str, Any]:
     if not values.get("resume") or "out" not in values:
         return values
     record = read_record(Path(values["out"]))
-    stored = {name: value for name, value in (record or {}).get("settings", {}).items() if name not in _FREE}
+    known = (record or {}).get("settings", {})
+    stored = {name: value for name, value in known.items() if name not in _FREE or name == _TAKEN_AGAIN}
     if stored.get("weights") not in _NAMED_WEIGHTS:
         del stored["weights"]
     return {**stored, **values}

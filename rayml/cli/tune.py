@@ -19,7 +19,7 @@ SECTIONS = {
     "The grid": ("size_inner", "learning_rate", "dropout"),
     "Training": ("mode", "epochs", "batch_size", "seed"),
     "Stopping early": ("scheduler", "grace_period", "reduction_factor"),
-    "Where it runs": ("address", "storage_path", "trial_cpus", "trial_gpus", "max_concurrent"),
+    "Where it runs": ("address", "storage_path", "feature_gpus", "trial_cpus", "trial_gpus", "max_concurrent"),
 }
 
 
@@ -71,10 +71,14 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 @click.option("--grace-period", metavar="N", type=int, help="Epochs before a trial may be stopped: 2.")
 @click.option("--reduction-factor", metavar="X", type=float, help="The best 1/X go on at each rung: 3.")
 @click.option("--address", metavar="local|auto|HOST:PORT", help="The Ray cluster to use: local starts one.")
+@click.option("--storage-path", metavar="DIR|s3://...|gs://...", help="Where machines share backbones and features.")
+@click.option("--feature-gpus", metavar="SHARE", type=float, help="Of a GPU, for each worker that makes features: 1.")
 @click.option("--trial-cpus", metavar="N", type=float, help="Processors of a trial; shared out by default.")
 @click.option("--trial-gpus", metavar="N", type=float, help="Graphics processors of a trial, e.g. 0.25: 0.")
 @click.option("--max-concurrent", metavar="N", type=int, help="Trials at once at most.")
-@click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="For backbones and features.")
+@click.option(
+    "--cache", metavar="DIR", type=click.Path(path_type=Path), help="Of this machine, for backbones and features."
+)
 @click.option("--resume", is_flag=True, default=None, help="Go on with the search that was interrupted in RUN.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

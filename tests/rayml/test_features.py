@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,6 +190,26 @@ def test_digests_that_end_in_zeros_are_told_apart(bank: FeatureBank) -> None:
     bank.write(names, vectors(4))
     np.testing.assert_array_equal(bank.rows(names[::-1]), vectors(4)[::-1])
     assert "cd" + "00" * 31 not in bank
+
+
+def test_what_others_have_written_can_be_noted(bank: FeatureBank) -> None:
+    """Without a look at the folder, which a network may show as it was a minute ago."""
+    elsewhere = pickle.loads(pickle.dumps(bank))
+    assert len(bank) == 0
+    elsewhere.write(digests("a", "b"), vectors(2))
+    assert len(bank) == 0
+    bank.note(digests("a", "b"))
+    np.testing.assert_array_equal(bank.rows(digests("b", "a")), vectors(2)[::-1])
+
+
+def test_what_others_write_can_be_waited_for(bank: FeatureBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = pickle.loads(pickle.dumps(bank))
+    looks = iter([lambda: None, lambda: elsewhere.write(digests("a"), vectors(1))])
+    monkeypatch.setattr("rayml.features.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: next(looks)()))
+    bank.wait_for(digests("a"), 1.0)
+    assert digests("a")[0] in bank
+    bank.wait_for(digests("z"), 0.0)
+    assert digests("z")[0] not in bank
 
 
 def test_a_bank_travels_as_its_address(bank: FeatureBank) -> None:

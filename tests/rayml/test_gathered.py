@@ -87,7 +87,8 @@ def test_the_data_sets_used_last_are_kept(bank: FeatureBank, tmp_path: Path) -> 
     assert left == {"b", "d", "e"}
 
 
-def test_what_cannot_be_brought_together(bank: FeatureBank, tmp_path: Path) -> None:
+def test_what_cannot_be_brought_together(bank: FeatureBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayml.gathered._WAIT_S", 0.0)
     with pytest.raises(KeyError):
         gather(recipe(tmp_path / "training", bank, validation=packed(digests(*"0123456789"))))
     (tmp_path / "file").write_text("")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +89,9 @@ def test_a_folder_need_not_be_there_yet(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert check_storage("shared") == str(tmp_path / "shared")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="must be a folder or a bucket"):
-        check_storage("file")
+    for wrong in ("file", "file/below"):
+        with pytest.raises(UsageError, match="must be a folder or a bucket"):
+            check_storage(wrong)
 
 
 def test_a_bucket_that_is_not_there(s3: str) -> None:
@@ -98,10 +101,51 @@ def test_a_bucket_that_is_not_there(s3: str) -> None:
 
 
 def test_a_bucket_that_does_not_answer(s3_unreachable: str, tmp_path: Path) -> None:
-    with pytest.raises(RaymlError, match="cannot be reached"):
+    with pytest.raises(RaymlError, match="cannot be used"):
         check_storage(s3_unreachable)
     with pytest.raises(RaymlError, match="could not be listed"):
         open_store(s3_unreachable, "x", tmp_path).sizes()
+
+
+class Forbidding(BaseHTTPRequestHandler):
+    """S3 to somebody without rights."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_PUT = do_POST = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_bucket_that_may_not_be_used(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        try:
+            with pytest.raises(RaymlError, match=r"cannot be used: .*ACCESS_DENIED") as caught:
+                check_storage(s3)
+            assert "credentials and their rights" in caught.value.hint
+            store = open_store(s3, "x", tmp_path)
+            for act in (store.mark, lambda: store.put("a", [b"a"]), lambda: store.local("b", 1)):
+                with pytest.raises(RaymlError, match=r"s3://bucket/some/prefix/x could not be .*ACCESS_DENIED"):
+                    act()
+        finally:
+            server.shutdown()
+
+
+def test_a_mark_is_known_on_another_machine(root: str, tmp_path: Path) -> None:
+    here, there = (open_store(root, "marked", tmp_path / cache) for cache in ("here", "there"))
+    mark = here.mark()
+    assert here.mark() == there.mark() == mark
+    there.check_mark(mark)
+    with pytest.raises(
+        RaymlError, match=r"must be the same place on every machine\. Received: another one, or nothing"
+    ):
+        open_store(root, "unmarked", tmp_path / "here").check_mark(mark)
 
 
 @pytest.fixture

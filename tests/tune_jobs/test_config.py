@@ -55,6 +55,9 @@ def test_plain_values_become_settings() -> None:
         ({"reduction_factor": float("nan")}, "reduction_factor must be at least 2"),
         ({"trial_cpus": 0}, "trial_cpus must be over 0"),
         ({"trial_gpus": -1}, "trial_gpus must be at least 0"),
+        ({"feature_gpus": -0.1}, "feature_gpus must be 0 to 1. Received: -0.1"),
+        ({"feature_gpus": 2}, "feature_gpus must be 0 to 1. Received: 2"),
+        ({"feature_gpus": float("nan")}, "feature_gpus must be 0 to 1. Received: nan"),
         ({"epochs": "many"}, "c.yaml: epochs: "),
         ({"epochs": 2.5}, "c.yaml: epochs: "),
         ({"size_inner": "10"}, "c.yaml: size_inner: "),
@@ -112,3 +115,8 @@ def test_what_is_recorded_names_no_place(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(plain)
     assert (plain["data"], plain["out"], plain["weights"]) == ("photos", "run", "a.weights.h5")
     assert plain["size_inner"] == (10, 100, 1000)
+    assert plain["storage_path"] is None
+    folder = SearchSettings(data=photos, out=tmp_path / "run", storage_path=str(tmp_path / "shared"))
+    assert str(tmp_path) not in json.dumps(folder.to_json())
+    bucket = SearchSettings(data=photos, out=tmp_path / "run", storage_path="s3://bucket/prefix")
+    assert bucket.to_json()["storage_path"] == "s3://bucket/prefix"

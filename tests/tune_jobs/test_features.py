@@ -18,7 +18,7 @@ import pytest
 from rayml.backbones import backbone_spec
 from rayml.data import Manifest, Photo, scan_labelled
 from rayml.engines import load_engine
-from rayml.errors import DataError, SearchError
+from rayml.errors import DataError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
 from rayml.images import load_pixels
@@ -58,12 +58,18 @@ class Pass:
         return FeatureBank.of(self.frozen, self.cache)
 
     def __call__(
-        self, manifest: Manifest, *, skip_unreadable: bool = False, progress: Any = QUIET, shared: bool = False
+        self,
+        manifest: Manifest,
+        *,
+        skip_unreadable: bool = False,
+        progress: Any = QUIET,
+        shared: bool = False,
+        bank: FeatureBank | None = None,
     ) -> PassResult:
         return feature_pass(
             manifest,
             self.frozen,
-            self.bank(),
+            bank or self.bank(),
             nodes(self.address),
             spec=SPEC,
             skip_unreadable=skip_unreadable,
@@ -216,8 +222,8 @@ def test_workers_that_always_die_end_the_pass(run: Pass, photos: Path, monkeypat
 class Crooked(FeatureWorker):
     """A machine whose engine computes something else."""
 
-    def load(self, graph: bytes, pictures: Any, expected: Any) -> str:
-        return super().load(graph, pictures, expected * 1.01)
+    def load(self, graph: bytes, pictures: Any, expected: Any, mark: bytes = b"") -> str:
+        return super().load(graph, pictures, expected * 1.01, mark)
 
 
 def test_a_machine_that_computes_something_else_is_found(
@@ -231,8 +237,31 @@ def test_a_machine_that_computes_something_else_is_found(
 
 def test_workers_write_to_shared_storage_themselves(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_jobs.features.store", None)  # The driver's.
-    result = run(scan_labelled(photos, LABELS), shared=True)
+    manifest, bank = scan_labelled(photos, LABELS), run.bank()
+    result = run(manifest, shared=True, bank=bank)
     assert (result.computed, len(run.bank())) == (12, 12)
+    # The driver's own bank knows without having looked again.
+    monkeypatch.setattr(bank.store, "sizes", None)
+    assert bank.has([photo.sha256 for photo in manifest.photos]).all()
+
+
+class Elsewhere(FeatureWorker):
+    """A machine on which the shared folder is not mounted."""
+
+    def load(self, *needed: Any) -> str:
+        assert self._bank is not None
+        self._bank = FeatureBank(self._bank.folder.with_name("elsewhere"), self._bank.features)
+        return super().load(*needed)
+
+
+def test_a_machine_that_sees_another_storage_is_found(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Elsewhere)
+    with pytest.raises(
+        RaymlError, match=r"on [0-9.:a-f]+, .*elsewhere must be the same place on every machine"
+    ) as caught:
+        run(scan_labelled(photos, LABELS), shared=True)
+    assert "mounted" in caught.value.hint
+    assert len(run.bank()) == 0
 
 
 def test_chunks_come_back_halved_until_one_picture_is_left() -> None:
@@ -257,6 +286,7 @@ def test_slots_share_a_nodes_processors_out() -> None:
         return [(slot.cpus, slot.gpus) for slot in _slots(node, share)]
 
     assert shape(Node("a", 8, 0), 1.0) == [(8, 0.0)]
+    assert shape(Node("a", 8, 2), 0.0) == [(8, 0.0)]
     assert shape(Node("a", 8, 2), 1.0) == [(4, 1.0)] * 2
     assert shape(Node("a", 8, 2), 0.5) == [(2, 0.5)] * 4
     assert shape(Node("a", 8, 1), 0.1) == [(1, 0.1)] * 8

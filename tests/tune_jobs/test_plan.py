@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rayml.backbones import backbone_spec
@@ -32,8 +33,9 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backbone in the cache that gives 2,048 features; no photo has any yet."""
     (tmp_path / "backbone.onnx").write_bytes(bytes(GRAPH_BYTES))
     found = SimpleNamespace(features=FEATURES, folder=tmp_path)
-    monkeypatch.setattr(module, "load_frozen", lambda folder: found)
-    monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache: ()))
+    monkeypatch.setattr(module, "find_frozen", lambda spec, cache, storage: found)
+    empty = SimpleNamespace(has=lambda digests: np.zeros(len(digests), bool))
+    monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache, storage: empty))
 
 
 def plan(tmp_path: Path, nodes: tuple[Node, ...] = (ONE,), **changes: Any) -> Plan:
@@ -51,8 +53,9 @@ def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
     needed = [need.needed for need in found.needs]
     # Weights, Adam's two moments and the best epoch's weights, float32; twice, since two checkpoints are kept.
     assert needed[0] == 2 * 4 * 4 * 3 * (small + large) + GRAPH_BYTES
-    assert needed[1] == vectors
-    assert needed[2] == vectors + 4 * (PROCESS_BYTES + vectors + 4 * 4 * large)
+    # In the bank, and once more brought together; in memory once for all trials of a machine.
+    assert needed[1] == 2 * vectors
+    assert needed[2] == vectors + 4 * (PROCESS_BYTES + 4 * 4 * large)
     assert found.needs[0].free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert found.needs[2].free == 16 * GB
     json.dumps(found.to_json(), allow_nan=False)
@@ -60,7 +63,24 @@ def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
     assert lines[0] == "trials: 6 of at most 10 epochs, compared after epoch 2, 6; at most 60 epochs in all"
     assert lines[1] == "at once: 6, with 1 CPUs and 0 GPUs each, on 2 machines with 6 CPUs and 0 GPUs"
     assert lines[2] == "photos: 1000, features of 1000 to be computed"
-    assert lines[4].startswith("disk for the cache: 8.2 MB of ")
+    assert lines[4].startswith("disk for the cache: 16.4 MB of ")
+
+
+def test_where_the_features_go(frozen: None, tmp_path: Path) -> None:
+    """Also what is needed there, and on each machine for copies and for the vectors brought together."""
+    folder = plan(tmp_path, storage_path=str(tmp_path / "shared")).lines()
+    assert folder[4].startswith(f"disk for features, in {tmp_path / 'shared'}: 8.2 MB of ")
+    assert folder[5].startswith("disk for the cache, on each machine: 8.2 MB of ")
+    bucket = plan(tmp_path, storage_path="s3://bucket/prefix").lines()
+    assert bucket[4] == "features, in s3://bucket/prefix: 8.2 MB"
+    assert bucket[5].startswith("disk for the cache, on each machine: 16.4 MB of ")
+
+
+def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp_path: Path) -> None:
+    vectors = PHOTOS * FEATURES * 4
+    here, sent = (plan(tmp_path, address=address).needs for address in ("local", "auto"))
+    assert sent[1].needed == here[1].needed - vectors == vectors
+    assert sent[2].needed == here[2].needed + 2 * vectors  # two trials
 
 
 def test_nothing_is_written(frozen: None, tmp_path: Path) -> None:
@@ -78,7 +98,7 @@ def test_sync_takes_exactly_what_halving_leaves(frozen: None, tmp_path: Path) ->
 def test_an_unknown_backbone_is_reckoned_at_its_most(tmp_path: Path) -> None:
     found = plan(tmp_path)
     assert not found.exact
-    assert found.needs[1].needed == PHOTOS * 4096 * 4
+    assert found.needs[1].needed == 2 * PHOTOS * 4096 * 4
     assert "(at most; the backbone is not in the cache yet)" in found.lines()[3]
 
 
@@ -107,7 +127,7 @@ def test_what_cannot_be_done_ends_with_the_arithmetic(
     with pytest.raises(SearchError, match="a trial needs 64 CPUs") as caught:
         plan(tmp_path, trial_cpus=64)
     assert caught.value.hint == "The cluster may grow to 128 CPUs and 0 GPUs; wait for it: scale_up_timeout_s."
-    with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 16\.4 "):
+    with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 8\.2 "):
         plan(tmp_path, (Node("a", 2, 0, GB // 2),))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(SearchError, match=r"disk for RUN needs 2\d\.\d MB. Received: 1 kB free") as caught:

@@ -27,8 +27,9 @@ from rayml.predictor import Predictor
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, settings
+from tune_jobs.config import make_settings
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
-from tune_jobs.runfolder import locked
+from tune_jobs.runfolder import locked, with_stored
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,45 @@ def test_a_second_run_finds_its_features_and_gives_the_same(summary: RunSummary,
         assert (again.bundle / name).read_bytes() == (summary.bundle / name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_another_machine_finds_the_features_on_the_storage(
+    summary: RunSummary, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """The first machine computes, the second has an empty cache and computes nothing; nor does a resumed run."""
+    root = str(tmp_path / "shared") if kind == "folder" else request.getfixturevalue("s3") + "/search"
+    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 2, "storage_path": root}
+    runs = [
+        run_tune(
+            settings(tmp_path, data=folder / "photos", out=tmp_path / name, cache=tmp_path / f"{name} cache", **small),
+            QUIET,
+        )
+        for name in ("first", "second")
+    ]
+    assert [(run.computed, run.cached) for run in runs] == [(180, 0), (0, 180)]
+    heads = [(run.bundle / "head.npz").read_bytes() for run in runs]
+    assert heads[0] == heads[1]
+    recorded = json.loads((runs[0].run / "run.json").read_text())
+    assert recorded["settings"]["storage_path"] == (root if kind == "bucket" else None)
+    if kind == "folder":  # Features and backbone lie there alone.
+        assert sorted(path.name for path in (tmp_path / "first cache").iterdir()) == ["backbones", "training"]
+        assert not list((tmp_path / "second cache").rglob("backbone.onnx"))
+
+    (runs[1].run / "run.json").write_text(json.dumps({**recorded, "status": "searching"}))
+    given = {"data": folder / "photos", "out": runs[1].run, "cache": tmp_path / "third", "resume": True}
+    values = with_stored({**given, **({"storage_path": root} if kind == "folder" else {})})
+    assert values["storage_path"] == root
+    again = run_tune(make_settings(values, "options"), QUIET)
+    assert (again.computed, again.cached, again.trials) == (0, 180, runs[1].trials)
+
+
+def test_a_plan_says_where_features_go(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    chosen = settings(folder, out=tmp_path / "run", cache=tmp_path / "cache", storage_path=str(tmp_path / "shared"))
+    plan = plan_tune(chosen, QUIET)
+    assert (plan.to_compute, plan.exact) == (180, False)
+    assert any(f"disk for features, in {tmp_path / 'shared'}: " in line for line in plan.lines())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_share_split_off(summary: RunSummary, folder: Path) -> None:
     found = run_tune(
         settings(
@@ -269,6 +309,10 @@ def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> 
     refused(UsageError, chosen(backbone="tinny"), "--backbone must be one of")
     refused(UsageError, chosen(image_size=20), "--image-size for tiny must be 32 to 224 px. Received: 20")
     refused(SearchError, chosen(trial_cpus=64.0), "a trial needs 64 CPUs")
+    (tmp_path / "file").write_text("")
+    refused(UsageError, chosen(storage_path=str(tmp_path / "file")), "--storage-path must be a folder or a bucket")
+    refused(UsageError, chosen(storage_path="s3://no-such-bucket/x"), "--storage-path must name a bucket that is there")
+    refused(UsageError, chosen(storage_path="s3://key:secret@bucket/x"), "must be without credentials")
 
     write_sample(tmp_path / "photos", train_per_class=2, validation_per_class=1)
     broken = tmp_path / "photos" / "train" / "hat" / "broken.jpg"

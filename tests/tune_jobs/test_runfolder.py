@@ -133,7 +133,14 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     asked = settings(tmp_path)
     check_same_search(asked, record(asked))
     elsewhere = dataclasses.replace(
-        asked, data=tmp_path / "moved", out=tmp_path / "too", address="auto", max_concurrent=1, trial_cpus=2.0
+        asked,
+        data=tmp_path / "moved",
+        out=tmp_path / "too",
+        address="auto",
+        max_concurrent=1,
+        trial_cpus=2.0,
+        storage_path="s3://other/bucket",
+        feature_gpus=0.5,
     )
     check_same_search(dataclasses.replace(elsewhere, resume=True, skip_unreadable=True), record(asked))
     with refused("Received: size_inner [4] where the run has [4, 8]; seed 2 where the run has 1", "name another --out"):
