@@ -162,31 +162,26 @@ def test_a_second_run_finds_its_features_and_gives_the_same(summary: RunSummary,
 def test_another_machine_finds_the_features_on_the_storage(
     summary: RunSummary, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
-    """The first machine computes, the second has an empty cache and computes nothing; nor does a resumed run."""
+    """One machine searches; another one, with an empty cache, goes on with the run and computes nothing again."""
     root = str(tmp_path / "shared") if kind == "folder" else request.getfixturevalue("s3") + "/search"
-    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 2, "storage_path": root}
-    runs = [
-        run_tune(
-            settings(tmp_path, data=folder / "photos", out=tmp_path / name, cache=tmp_path / f"{name} cache", **small),
-            QUIET,
-        )
-        for name in ("first", "second")
-    ]
-    assert [(run.computed, run.cached) for run in runs] == [(180, 0), (0, 180)]
-    heads = [(run.bundle / "head.npz").read_bytes() for run in runs]
-    assert heads[0] == heads[1]
-    recorded = json.loads((runs[0].run / "run.json").read_text())
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(folder / "cache" / "backbones", here / "backbones")  # From where it gets to the storage.
+    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 2}
+    first = run_tune(settings(tmp_path, data=folder / "photos", cache=here, storage_path=root, **small), QUIET)
+    assert (first.computed, first.cached) == (180, 0)
+    recorded = json.loads((first.run / "run.json").read_text())
     assert recorded["settings"]["storage_path"] == (root if kind == "bucket" else None)
-    if kind == "folder":  # Features and backbone lie there alone.
-        assert sorted(path.name for path in (tmp_path / "first cache").iterdir()) == ["backbones", "training"]
-        assert not list((tmp_path / "second cache").rglob("backbone.onnx"))
 
-    (runs[1].run / "run.json").write_text(json.dumps({**recorded, "status": "searching"}))
-    given = {"data": folder / "photos", "out": runs[1].run, "cache": tmp_path / "third", "resume": True}
+    (first.run / "run.json").write_text(json.dumps({**recorded, "status": "searching"}))
+    head = (first.bundle / "head.npz").read_bytes()
+    given = {"data": folder / "photos", "out": first.run, "cache": there, "resume": True}
     values = with_stored({**given, **({"storage_path": root} if kind == "folder" else {})})
     assert values["storage_path"] == root
     again = run_tune(make_settings(values, "options"), QUIET)
-    assert (again.computed, again.cached, again.trials) == (0, 180, runs[1].trials)
+    assert (again.computed, again.cached, again.trials) == (0, 180, first.trials)
+    assert (again.bundle / "head.npz").read_bytes() == head
+    copies = ["training"] if kind == "folder" else ["backbones", "features", "training"]
+    assert sorted(path.name for path in there.iterdir()) == copies
 
 
 def test_a_plan_says_where_features_go(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
