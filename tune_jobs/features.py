@@ -6,7 +6,9 @@ keeps what it finished. Where the bank lies on shared storage the workers write 
 Pictures are read where they are computed: on more than one node the folder must lie where all of them see it.
 
 A worker that dies loses nothing: its chunk is done again, by itself or by others where its node is gone. A chunk that
-kills workers twice is halved until the picture that does it is alone; that one is named like any unreadable picture.
+kills workers twice is halved until it is a single picture. A worker's death may take the answer to an earlier chunk
+with it, so that one is blamed; a single picture is therefore tried once more by a worker that has nothing else in hand.
+If that one dies too, the picture is named like any unreadable one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -116,10 +118,16 @@ def feature_pass(
 
 @dataclass(eq=False)
 class _Chunk:
-    """Pictures to compute together, and how many workers died over them."""
+    """Pictures to compute together.
+
+    Arguments:
+        deaths: workers that died over them, or over what they had in hand beside them.
+        alone: a worker is to have nothing else in hand, so that its death proves something.
+    """
 
     photos: list[Photo]
     deaths: int = 0
+    alone: bool = False
 
 
 class _Chunks:
@@ -130,23 +138,34 @@ class _Chunks:
         self._photos, self._size = photos, size
         self._again: deque[_Chunk] = deque()
 
-    def take(self) -> _Chunk | None:
-        """The next one: fresh ones first, so that a chunk that kills workers holds up no others."""
+    def take(self, *, idle: bool) -> _Chunk | None:
+        """The next one: fresh ones first, so that a chunk that kills workers holds up no others.
+
+        Arguments:
+            idle: the worker has nothing in hand; others get none that is to be computed alone.
+        """
         for at in self._fresh:
             return _Chunk(self._photos[at : at + self._size])
-        return self._again.popleft() if self._again else None
+        for chunk in self._again:
+            if idle or not chunk.alone:
+                self._again.remove(chunk)
+                return chunk
+        return None
 
     def give_back(self, chunk: _Chunk) -> None:
         """It was not begun."""
         self._again.appendleft(chunk)
 
     def killed(self, chunk: _Chunk) -> Photo | None:
-        """A worker died over it: do it again, or in halves; the picture that did it, once it is known."""
+        """A worker died, over it as it seems: do it again, in halves or alone; the picture, once it is proved."""
         chunk.deaths += 1
+        if chunk.alone:
+            return chunk.photos[0]
         if chunk.deaths < 2:
             self._again.append(chunk)
         elif len(chunk.photos) == 1:
-            return chunk.photos[0]
+            chunk.alone = True
+            self._again.append(chunk)
         else:
             middle = len(chunk.photos) // 2
             self._again += [_Chunk(half, deaths=1) for half in (chunk.photos[:middle], chunk.photos[middle:])]
@@ -171,6 +190,11 @@ class _Slot:
     worker: Any = None
     running: dict[Any, _Chunk | None] = field(default_factory=dict)
 
+    def wants(self, depth: int) -> bool:
+        """Whether its worker may be given another chunk when it has at most `depth` in hand."""
+        alone = any(chunk is not None and chunk.alone for chunk in self.running.values())
+        return self.ready and len(self.running) <= depth and not alone
+
 
 def _slots(node: Node, gpus_a_worker: float) -> list[_Slot]:
     if not (node.gpus and gpus_a_worker):
@@ -178,6 +202,18 @@ def _slots(node: Node, gpus_a_worker: float) -> list[_Slot]:
     share = min(gpus_a_worker, node.gpus)
     count = min(node.cpus, int(node.gpus / share + 1e-9))
     return [_Slot(node, node.cpus // count, share) for _ in range(count)]
+
+
+def _hand_out(slots: Sequence[_Slot], chunks: _Chunks, ask: Callable[[_Slot, _Chunk], Any]) -> None:
+    """Give the workers what they may take: one chunk for each, before there is a second for any.
+
+    Arguments:
+        ask: has a slot's worker compute a chunk; what its answer will be known by.
+    """
+    for depth in range(IN_FLIGHT):
+        for slot in slots:
+            if slot.wants(depth) and (chunk := chunks.take(idle=not slot.running)):
+                slot.running[ask(slot, chunk)] = chunk
 
 
 class _Crew:
@@ -226,12 +262,7 @@ class _Crew:
             slot = pending[done[0]]
             if error := self._collect(slot, done[0]):
                 self._bury(slot, chunks, error)
-            for depth in range(IN_FLIGHT):  # One for each, before there is a second for any.
-                for slot in self._slots:
-                    if slot.ready and len(slot.running) <= depth and (chunk := chunks.take()):
-                        paths = [str(self._root / photo.path) for photo in chunk.photos]
-                        digests = [photo.sha256 for photo in chunk.photos]
-                        slot.running[slot.worker.compute.remote(paths, digests)] = chunk
+            _hand_out(self._slots, chunks, self._ask)
 
     def dismiss(self) -> None:
         """End all workers."""
@@ -239,6 +270,10 @@ class _Crew:
 
         for slot in self._slots:
             ray.kill(slot.worker)
+
+    def _ask(self, slot: _Slot, chunk: _Chunk) -> Any:
+        paths = [str(self._root / photo.path) for photo in chunk.photos]
+        return slot.worker.compute.remote(paths, [photo.sha256 for photo in chunk.photos])
 
     def _start(self, slot: _Slot) -> None:
         import ray

@@ -3,16 +3,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from rayml.backbones import backbone_spec
@@ -27,10 +28,11 @@ from tests.conftest import ROOT
 from tests.tune_jobs.small import QUIET, nodes
 from tune_jobs.cluster import Node
 from tune_jobs.feature_worker import Done, FeatureWorker
-from tune_jobs.features import PassResult, _Chunks, _slots, feature_pass
+from tune_jobs.features import PassResult, _Chunk, _Chunks, _hand_out, _Slot, _slots, feature_pass
 
 SPEC = backbone_spec("tiny")
 LABELS = CLASSES[:3]
+WAIT_S = 300.0  # For another process, on a machine under load.
 
 
 @pytest.fixture(scope="module")
@@ -131,41 +133,38 @@ def test_unreadable_pictures_are_named_and_the_others_kept(run: Pass, photos: Pa
     assert (result.computed, result.cached) == (0, 11)
 
 
-def test_a_killed_worker_is_started_again(run: Pass, photos: Path) -> None:
-    """A picture that is a pipe holds the worker in the middle of a chunk until it is killed."""
-    manifest = scan_labelled(photos, LABELS)
-    held = photos / manifest.photos[5].path
-    content = held.read_bytes()
-    held.unlink()
-    os.mkfifo(held)
+class Held(FeatureWorker):
+    """Leaves its process id beside the photos and waits there to be killed, once in a pass."""
+
+    def compute(self, paths: Sequence[str], digests: Sequence[str]) -> Done:
+        place = Path(paths[0]).parents[1].with_name("process")
+        draft = place.with_name(f"process-{os.getpid()}")
+        draft.write_text(str(os.getpid()))
+        with suppress(FileExistsError):
+            os.link(draft, place)
+            time.sleep(WAIT_S)
+        return super().compute(paths, digests)
+
+
+def test_a_killed_worker_is_started_again(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.features.FeatureWorker", Held)
+    place = photos.with_name("process")
     killed: list[int] = []
 
     def kill() -> None:
-        for _ in range(600):
-            workers = [p for p in psutil.process_iter() if name_of(p).startswith("ray::FeatureWorker.compute")]
-            if workers:
-                time.sleep(0.5)  # Into the chunk: it waits at the pipe.
-                held.unlink()
-                held.write_bytes(content)
-                workers[0].kill()
-                killed.append(workers[0].pid)
-                return
+        end = time.monotonic() + WAIT_S
+        while not place.exists() and time.monotonic() < end:
             time.sleep(0.1)
+        killed.append(int(place.read_text()))
+        os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result = run(manifest)
+    result = run(scan_labelled(photos, LABELS))
     killer.join()
     assert len(killed) == 1
     assert (result.computed, len(run.bank())) == (12, 12)
-
-
-def name_of(process: psutil.Process) -> str:
-    """What `ps` shows; Ray writes the method that an actor runs there."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    assert len(list(photos.parent.glob("process-*"))) == 2
 
 
 DEADLY = "deadly"
@@ -264,21 +263,66 @@ def test_a_machine_that_sees_another_storage_is_found(run: Pass, photos: Path, m
     assert len(run.bank()) == 0
 
 
+def pictures(count: int) -> list[Photo]:
+    return [Photo(f"{number}.jpg", "x", "train", f"{number:064x}") for number in range(count)]
+
+
 def test_chunks_come_back_halved_until_one_picture_is_left() -> None:
-    pictures = [Photo(f"{number}.jpg", "x", "train", f"{number:064x}") for number in range(5)]
-    chunks = _Chunks(pictures, 4)
-    first, second = chunks.take(), chunks.take()
-    assert first is not None and second is not None and chunks.take() is None
+    photos = pictures(5)
+    chunks = _Chunks(photos, 4)
+    first, second = chunks.take(idle=True), chunks.take(idle=False)
+    assert first is not None and second is not None and chunks.take(idle=True) is None
     assert [len(first.photos), len(second.photos)] == [4, 1]
     chunks.give_back(second)
     assert chunks.killed(first) is None
-    assert [chunks.take(), chunks.take()] == [second, first]
+    assert [chunks.take(idle=False), chunks.take(idle=False)] == [second, first]
     named = chunks.killed(first)
-    while chunk := chunks.take():
-        if pictures[2] in chunk.photos:
+    while chunk := chunks.take(idle=True):
+        if photos[2] in chunk.photos:
             assert named is None
             named = chunks.killed(chunk)
-    assert named == pictures[2]
+    assert named == photos[2]
+
+
+def test_a_single_picture_is_named_only_when_it_was_alone() -> None:
+    """It may have been the other chunk that the worker had in hand, whose answer came before the worker died."""
+    (photo,) = pictures(1)
+    chunks = _Chunks([photo], 4)
+    chunk = chunks.take(idle=False)
+    for _ in range(2):
+        assert chunk is not None and not chunk.alone
+        assert chunks.killed(chunk) is None
+        chunk = chunks.take(idle=True)
+    assert chunk is not None and chunk.alone
+    chunks.give_back(chunk)
+    assert chunks.take(idle=False) is None
+    assert chunks.take(idle=True) is chunk
+    assert chunks.killed(chunk) == photo
+
+
+def test_a_suspect_is_computed_by_a_worker_with_nothing_else_in_hand() -> None:
+    busy, free = (_Slot(Node(name, 1, 0), 1, 0.0, ready=True) for name in "ab")
+    chunks = _Chunks(pictures(6), 1)
+
+    def hand_out() -> list[list[str]]:
+        _hand_out([busy, free], chunks, lambda slot, chunk: object())
+        return [[chunk.photos[0].path for chunk in slot.running.values() if chunk] for slot in (busy, free)]
+
+    assert hand_out() == [["0.jpg", "2.jpg"], ["1.jpg", "3.jpg"]]
+    suspect = free.running.popitem()[1]
+    assert suspect is not None
+    suspect.deaths = 1
+    assert chunks.killed(suspect) is None and suspect.alone
+    free.running.clear()  # The fresh ones come first.
+    assert hand_out() == [["0.jpg", "2.jpg"], ["4.jpg", "5.jpg"]]
+    busy.running.popitem()  # One in hand is one too many.
+    assert hand_out() == [["0.jpg"], ["4.jpg", "5.jpg"]]
+    busy.running.clear()
+    assert hand_out() == [["3.jpg"], ["4.jpg", "5.jpg"]]
+    chunks.give_back(_Chunk(pictures(1)))
+    assert hand_out() == [["3.jpg"], ["4.jpg", "5.jpg"]]  # It gets nothing else until it is done.
+    free.running.popitem()
+    assert hand_out() == [["3.jpg"], ["4.jpg", "0.jpg"]]
 
 
 def test_slots_share_a_nodes_processors_out() -> None:
