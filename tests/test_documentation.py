@@ -33,8 +33,6 @@ NOT_RUN, BEHIND, WITH, PRINTED = "not run: ", "in the background", "with: ", "pr
 READY, SERVER_START_S, COMMAND_S = "Ctrl-C ends it.", 300, 600
 # Options of other programs that the text names.
 FOREIGN_OPTIONS = {"--require-hashes", "--shm-size", "--data-binary", "--only"}
-# Those that the pass takes (`rayml.storage`, `tune_jobs.features`) and `rayml tune` does not offer as yet.
-FOREIGN_OPTIONS |= {"--storage-path", "--feature-gpus"}
 
 
 # --- running
