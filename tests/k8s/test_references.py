@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,20 @@ import pytest
 import yaml
 
 from serving.container import PORT
-from tests.k8s.rendered import K8S, OVERLAYS, ROOT, Pod, cluster_spec, documents, one, pods, selects, serve_config
+from tests.k8s.rendered import (
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Pod,
+    cluster_spec,
+    documents,
+    one,
+    pods,
+    render,
+    selects,
+    serve_config,
+)
+from tests.k8s.schemas import faults
 from tune_jobs.config import SearchSettings, make_settings
 
 # Ray's own ports that pods do not declare (KubeRay's constant.go), and the gateway's, which Istio opens.
@@ -124,6 +138,26 @@ def test_secrets_are_referred_to_and_made_by_hand() -> None:
         assert re.search(rf"create secret generic {name} .*--from-literal={key}=", documentation)
 
 
+def test_a_bucket_by_a_secret(tmp_path: Path, kuberay_crds: Path) -> None:
+    """The component beside any overlay: every pod that computes has the secret's variables, and none has them open."""
+    for overlay in OVERLAYS:
+        bases = [os.path.relpath(K8S / part, tmp_path.resolve()) for part in (f"overlays/{overlay}", "components/s3")]
+        own = {"kind": "Kustomization", "resources": bases[:1], "components": bases[1:]}
+        (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+        (job,) = (document for document in render(tmp_path) if document["kind"] == "RayJob")
+        assert faults(job, kuberay_crds) == []
+        cluster = job["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            (container,) = group["template"]["spec"]["containers"]
+            assert container["envFrom"] == [{"secretRef": {"name": "rayml-s3"}}]
+            assert not any(variable["name"].startswith("AWS_") for variable in container["env"])
+    documentation = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    made = re.search(r"create secret generic rayml-s3 (.*?)`", documentation, re.DOTALL)
+    assert made and set(re.findall(r"--from-literal=(\w+)=", made[1])) == set(
+        re.findall(r"AWS_\w+", (K8S / "components" / "s3" / "kustomization.yaml").read_text())
+    )
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_selectors_select_something(overlay: str) -> None:
     labels = [pod.labels for pod in pods(overlay)]
@@ -214,8 +248,9 @@ def test_the_job_reads_the_mounted_settings(overlay: str) -> None:
     assert settings.address == "auto"  # the cluster that the job runs in
     head = next(pod for pod in pods(overlay) if pod.owner == "RayJob/rayml-tune head").spec
     (shared,) = (m["mountPath"] for m in head["containers"][0]["volumeMounts"] if m["name"] == "shared")
-    for folder in (settings.data, settings.out, settings.cache):
-        assert folder is not None and folder.is_relative_to(shared)
+    assert settings.storage_path is not None and settings.cache is None  # A pod's own cache lies in its HOME.
+    for folder in (settings.data, settings.out, Path(settings.storage_path)):
+        assert folder.is_relative_to(shared)
 
 
 def search_settings(overlay: str) -> SearchSettings:
