@@ -39,7 +39,7 @@ MIN_CHUNK, MAX_CHUNK = 32, 1024  # bounds that keep shards neither tiny nor
 MAX_SHARD_BYTES = 16 << 20  # larger than memory likes: the driver has a few of them at a time, however large the data.
 IN_FLIGHT = 2  # Chunks a worker has in hand, so that it never waits for the driver.
 STARTS = 3  # Of a worker that dies before it is ready; its node is then given up.
-DEATHS_IN_A_ROW = 10  # Without any chunk finished between: then it is not the pictures.
+DEATHS_IN_A_ROW = 10  # Without any chunk finished or picture proved between: then it is not the pictures.
 SAY_WAITING_AFTER_S = 60.0
 
 
@@ -337,6 +337,7 @@ class _Crew:
                 chunks.give_back(lost[0])
             elif culprit := chunks.killed(lost[0]):
                 self.unreadable[culprit.sha256] = "the process that reads it dies"
+                self._deaths_in_a_row = 0
                 self._done(1)
         if alive:
             self._deaths_in_a_row += 1
