@@ -187,6 +187,11 @@ def weights_sha256(spec: BackboneSpec, base: keras.Model) -> str:
     """What identifies the weights: the file's sha256, or where Keras made or fetched them, the arrays' own."""
     if spec.weights_file is not None:
         return file_sha256(spec.weights_file)
+    return arrays_sha256(base)
+
+
+def arrays_sha256(base: keras.Model) -> str:
+    """The sha256 of a network's weights by their names and shapes."""
     digest = hashlib.sha256()
     for variable in base.variables:
         digest.update(f"{variable.path} {variable.shape}\n".encode())

@@ -9,7 +9,7 @@ Letters in comments: N, M pictures, B of one step, H and W pixels, D features, C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,17 +74,31 @@ class FineTuning:
             raise UsageError(f"fine_tune_learning_rate must be a number over 0. Received: {self.learning_rate}")
 
 
+@dataclass(frozen=True)
+class Network:
+    """All of a network but its head.
+
+    Arguments:
+        spec: the backbone, at the size of the pictures.
+        augmentation: of the training pictures.
+        fine_tuning: None to leave the backbone frozen.
+        mixed_precision: see `EndToEndTrainer`.
+    """
+
+    spec: BackboneSpec
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    fine_tuning: FineTuning | None = None
+    mixed_precision: bool = False
+
+
 class EndToEndTrainer:
     """Trains classifiers of one kind on one set of pictures, one at a time.
 
     Arguments:
         data: both splits; they may be memory-mapped, a step copies its own pictures.
-        spec: the backbone, at the size of the pictures.
+        network: what is before the head. Mixed precision runs the training backbone in bfloat16, which needs no
+            scaling of the loss; weights, Adam, the head, validation and what is exported stay float32.
         size_inner, dropout, batch_size: as in `HeadTrainer`.
-        augmentation: of the training pictures.
-        fine_tuning: None to leave the backbone frozen.
-        mixed_precision: run the training backbone in bfloat16, which needs no scaling of the loss. Weights, Adam, the
-            head, validation and what is exported stay float32.
 
     Raises:
         UsageError: a value out of range, or more layers to fine-tune than there are.
@@ -94,14 +108,11 @@ class EndToEndTrainer:
     def __init__(
         self,
         data: PixelData,
-        spec: BackboneSpec,
+        network: Network,
         *,
         size_inner: int,
         dropout: float = 0.0,
         batch_size: int = 32,
-        augmentation: Augmentation | None = None,
-        fine_tuning: FineTuning | None = None,
-        mixed_precision: bool = False,
     ) -> None:
         import keras
         import tensorflow as tf
@@ -111,13 +122,14 @@ class EndToEndTrainer:
         self.completed_epochs = 0
         self._seed = 0
         self._batch_size = min(batch_size, len(data.train_labels))
-        self._fine_tuning = fine_tuning
+        spec, mixed_precision = network.spec, network.mixed_precision
+        self._fine_tuning = fine_tuning = network.fine_tuning
         self._base = _build(spec, "mixed_bfloat16" if mixed_precision else "float32")
         # Validation speaks of what will be served, hence in float32; its copy follows the weights that are trained.
         self._exact_base = _build(spec, "float32") if mixed_precision else self._base
         self._features = _from_pixels(spec, self._base)
         self._exact_features = _from_pixels(spec, self._exact_base) if mixed_precision else self._features
-        self._augment = (augmentation or Augmentation()).layers()
+        self._augment = network.augmentation.layers()
         self._shape = (int(self._features.output_shape[-1]), size_inner, len(data.classes), dropout)
         self._head = build_head(*self._shape, seed=0)
         self._tuned = top_variables(self._base, fine_tuning.layers) if fine_tuning else {}

@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
 from rayml.errors import RaymlError
 from rayml.images import load_pixels, preprocessing_id
 from rayml.storage import open_store
+
+if TYPE_CHECKING:
+    import keras
 
 FREEZE_VERSION = 2  # Raise when the graph that the same spec gives changes.
 GOLDEN_PICTURE_SIZE_PX = 160  # Not a size that any backbone looks at, so that resizing is part of what they check.
@@ -139,12 +144,38 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
         WeightsError: as `rayml.backbones.build_base`.
         RaymlError: the engine does not reproduce Keras' features, or the cache cannot be written.
     """
-    from rayml.backbones import build_base, feature_model, weights_sha256
+    from rayml.backbones import build_base, weights_sha256
+
+    base = build_base(spec)
+    return _freeze(spec, base, weights_sha256(spec, base), frozen_folder(spec, cache))
+
+
+def freeze_tuned(spec: BackboneSpec, tuned: Mapping[int, NDArray[np.float32]], folder: Path) -> FrozenBackbone:
+    """The same with a backbone whose top has been trained further.
+
+    Arguments:
+        tuned: the weights that are other than those of `spec`, by their place in the variables of `build_base(spec)`.
+        folder: where it is written, as `freeze` writes into the cache.
+
+    Raises:
+        WeightsError: as `rayml.backbones.build_base`.
+        RaymlError: the engine does not reproduce Keras' features, or the folder cannot be written.
+        ValueError: weights of another backbone.
+    """
+    from rayml.backbones import arrays_sha256, build_base
+
+    base = build_base(spec)
+    for place, array in tuned.items():
+        base.variables[place].assign(array)
+    return _freeze(spec, base, arrays_sha256(base), folder)
+
+
+def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: Path) -> FrozenBackbone:
+    from rayml.backbones import feature_model
     from rayml.engines import load_engine
     from rayml.export import to_onnx
     from rayml.sample import CLASSES, draw
 
-    base = build_base(spec)
     model = feature_model(spec, base)
     pictures: dict[str, bytes] = {}
     for label in CLASSES:
@@ -162,11 +193,10 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
             f"{ENGINE_TOLERANCE:g} of the largest feature, {np.abs(expected).max():g}. Received: {difference:g}",
             "Please report this with the versions of keras, tf2onnx and the engine.",
         )
-    folder = frozen_folder(spec, cache)
     described = {
         "name": spec.name,
         "image_size_px": spec.image_size_px,
-        "weights_sha256": weights_sha256(spec, base),
+        "weights_sha256": weights_sha256,
         "graph_sha256": hashlib.sha256(graph).hexdigest(),
         "features": int(expected.shape[1]),
     }

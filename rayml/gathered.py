@@ -80,7 +80,7 @@ def gather(recipe: Recipe) -> GatheredData:
             if arrays[split] is None:
                 raise RaymlError(f"{path} could not be read back", "Is the disk full?")
         store.folder.touch()
-        _forget_others(recipe.folder)
+        forget_others(recipe.folder)
     return GatheredData(
         arrays["train"],
         recipe.train_labels,
@@ -126,7 +126,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     return array if array.shape == shape and array.dtype == np.float32 else None
 
 
-def _forget_others(folder: Path) -> None:
+def forget_others(folder: Path) -> None:
     """Remove the data sets that were not used for longest; a process that maps one keeps it."""
     with suppress(OSError):
         used = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)

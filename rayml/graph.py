@@ -151,6 +151,23 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
     return GraphInfo(size_px, dims[1], opset, _read_head(graph) if output == LOGITS else None)
 
 
+def value_bytes(model: bytes) -> tuple[int, ...]:
+    """What each value between pixels and output takes for one picture, in bytes, in the order of their making.
+
+    Arguments:
+        model: ONNX that `check_graph` accepts.
+    """
+    from onnx import helper
+
+    found = {value.name: value.type.tensor_type for value in _infer_shapes(_parse(model)).value_info}
+    made = [name for node in _parse(model).graph.node for name in node.output if name in found]
+    return tuple(
+        math.prod(dim.dim_value for dim in found[name].shape.dim)
+        * int(helper.tensor_dtype_to_np_dtype(found[name].elem_type).itemsize)
+        for name in made
+    )
+
+
 def _parse(model: bytes) -> onnx.ModelProto:
     import onnx
 

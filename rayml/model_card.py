@@ -27,12 +27,16 @@ class CardNotes:
         weights: the backbone's: `imagenet`, `none`, `builtin` or a file's name; empty where it is not known.
         data_licence: what `data_licence` found.
         versions: by package.
+        trained_layers: how many of the backbone's last layers were trained with the head.
+        augmentation: of the training pictures, as `rayml.augmentation.Augmentation` writes it.
     """
 
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     weights: str = ""
     data_licence: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    trained_layers: int = 0
+    augmentation: str = ""
 
 
 def data_licence(root: Path) -> str:
@@ -74,14 +78,17 @@ def model_card(record: Record, notes: CardNotes | None = None) -> str:
 
 def _made(record: Record, notes: CardNotes) -> list[str]:
     train = record.training
+    trained = f", its last {notes.trained_layers} layers trained further" if notes.trained_layers else ""
+    changed = f", each picture of a step changed a little ({_text(notes.augmentation)})" if notes.augmentation else ""
     return [
         "",
         "## How it was made",
         "",
-        f"A frozen `{record.backbone_name}` at {record.image_size_px} px"
+        f"A {'' if trained else 'frozen '}`{record.backbone_name}` at {record.image_size_px} px"
         + (f" with the weights {_code(notes.weights)}" if notes.weights else "")
+        + trained
         + f", then Dense({record.size_inner}, relu) and Dense({len(record.classes)}); dropout {record.dropout:g}. "
-        f"Trained for {train.epochs} epochs at learning rate {train.learning_rate:g}, seed {train.seed}, "
+        f"Trained for {train.epochs} epochs at learning rate {train.learning_rate:g}{changed}, seed {train.seed}, "
         f"mode {train.mode}; chosen by validation accuracy from a search over sizes and learning rates.",
     ]
 

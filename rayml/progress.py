@@ -34,26 +34,26 @@ class Progress:
         self._console.print(line, markup=False)
 
     @contextmanager
-    def bar(self, what: str, total: int, unit: str) -> Iterator[Advance]:
+    def bar(self, what: str, total: int, unit: str, even: bool = True) -> Iterator[Advance]:
         """Show a piece of work of a known size.
 
         Arguments:
             what: its name.
             total: how many `unit`s it has.
             unit: what is counted, in the plural.
+            even: each takes about as long, so that the time left follows from those that are done.
         """
         show = self._bar if self._console.is_terminal else self._lines
-        with show(what, total, unit) as advance:
+        with show(what, total, unit, even) as advance:
             yield advance
 
     @contextmanager
-    def _bar(self, what: str, total: int, unit: str) -> Iterator[Advance]:
+    def _bar(self, what: str, total: int, unit: str, even: bool) -> Iterator[Advance]:
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[rate]}"),
-            rich.progress.TimeRemainingColumn(),
+            *((rich.progress.TextColumn("{task.fields[rate]}"), rich.progress.TimeRemainingColumn()) if even else ()),
             rich.progress.TextColumn("{task.fields[note]}"),
         )
         start = time.monotonic()
@@ -68,7 +68,7 @@ class Progress:
             yield advance
 
     @contextmanager
-    def _lines(self, what: str, total: int, unit: str) -> Iterator[Advance]:
+    def _lines(self, what: str, total: int, unit: str, even: bool) -> Iterator[Advance]:
         start = said = time.monotonic()
         done = 0
 
@@ -79,7 +79,8 @@ class Progress:
             if now - said >= LINE_EVERY_S or done == total:
                 said = now
                 rate = done / max(now - start, 1e-9)
-                left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-                self.say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s{left}{', ' + note if note else ''}")
+                pace = f", {rate:.1f} {unit}/s" if even else ""
+                left = f", {(total - done) / rate:.0f} s left" if even and 0 < done < total else ""
+                self.say(f"{what}: {done}/{total} {unit}{pace}{left}{', ' + note if note else ''}")
 
         yield advance

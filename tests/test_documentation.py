@@ -32,7 +32,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 NOT_RUN, BEHIND, WITH, PRINTED = "not run: ", "in the background", "with: ", "printed"
 READY, SERVER_START_S, COMMAND_S = "Ctrl-C ends it.", 300, 600
 # Options of other programs that the text names.
-FOREIGN_OPTIONS = {"--require-hashes", "--shm-size", "--data-binary", "--only"}
+FOREIGN_OPTIONS = {"--require-hashes", "--shm-size", "--data-binary", "--only", "--logdir"}
 
 
 # --- running

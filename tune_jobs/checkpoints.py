@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rayml.training import EpochMetrics
 from tune_jobs.records import EpochRow
 
 KEPT = 2  # The newest, and the one before for when the newest is damaged.
+_TUNED = "best_tuned_"
 
 _DAMAGED = (
     OSError,
@@ -50,11 +51,14 @@ class BestEpoch:
         epoch: 1 for the first.
         val_accuracy: what was measured after it.
         weights: the head after it.
+        tuned: the backbone's weights after it that had been trained by then, by their place; see
+            `rayml.end_to_end.EndToEndTrainer.tuned`.
     """
 
     epoch: int
     val_accuracy: float
     weights: HeadWeights
+    tuned: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +87,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """
     arrays = {f"state_{name}": array for name, array in checkpoint.state.items()}
     arrays |= {f"best_{name}": array for name, array in checkpoint.best.weights.arrays().items()}
+    arrays |= {f"{_TUNED}{place}": array for place, array in checkpoint.best.tuned.items()}
     arrays |= {
         "best_epoch": np.array(checkpoint.best.epoch),
         "best_val_accuracy": np.array(checkpoint.best.val_accuracy),
@@ -115,7 +120,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             arrays = {name: stored[name] for name in stored.files}
         state = {name.removeprefix("state_"): array for name, array in arrays.items() if name.startswith("state_")}
         weights = HeadWeights(*(arrays[f"best_{name}"] for name in HeadWeights.NAMES))
-        best = BestEpoch(int(arrays["best_epoch"]), float(arrays["best_val_accuracy"]), weights)
+        tuned = {int(name.removeprefix(_TUNED)): array for name, array in arrays.items() if name.startswith(_TUNED)}
+        best = BestEpoch(int(arrays["best_epoch"]), float(arrays["best_val_accuracy"]), weights, tuned)
         history = tuple(
             EpochRow(path.parent.name, epoch, EpochMetrics(*map(float, figures[:4])), float(figures[4]))
             for epoch, figures in enumerate(arrays["history"], start=1)

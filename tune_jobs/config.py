@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rayml.augmentation import Augmentation
+from rayml.bundle_json import MODES
+from rayml.end_to_end import FineTuning
 from rayml.errors import UsageError
 from rayml.head import check_head_settings
 from rayml.storage import is_bucket
+from tune_jobs.space import Choice, Range, parse_choice
 
 SCHEDULERS = ("asha", "sync", "none")
+FEATURES, END_TO_END = MODES
+# What trials may differ in -> whether it takes whole numbers alone.
+SEARCHED = {
+    "size_inner": True,
+    "learning_rate": False,
+    "dropout": False,
+    "batch_size": True,
+    "weight_decay": False,
+    "label_smoothing": False,
+}
+_ALWAYS_LISTS = ("size_inner", "learning_rate")  # In run.json, also where there is one value.
+DEFAULT_FINE_TUNE_LEARNING_RATE = 1e-5  # Of Keras' guide to transfer learning; a larger one undoes what was learned.
 DEFAULT_GRACE_PERIOD = 2  # After one epoch alone a small learning rate looks worse than it is.
 
 
@@ -24,10 +42,28 @@ class SearchSettings:
         out: the run's folder, which must not be there yet, but where `resume` is set.
         validation_fraction: the share of photos held back where DATA has no `validation/`, 0 to 1, both excluded.
         skip_unreadable: go on without pictures that cannot be read, and say which.
-        backbone, weights, image_size: see `rayml.backbones.backbone_spec`.
-        size_inner, learning_rate: the grid, each at least one value.
-        dropout: of every trial, 0 <= dropout < 1.
-        epochs, batch_size: at least 1.
+        backbone: its name, see `rayml.backbones.ARCHITECTURES`.
+        weights: `imagenet`, `none` (random) or a Keras weights file; None for imagenet, and tiny's own.
+        image_size: the side in pixels of the square that the backbone looks at; None for the architecture's own.
+        size_inner: units of the head's inner layer, at least 1. This and the next five are searched: each is a value,
+            a list of them or a range, see `tune_jobs.space`.
+        learning_rate: of Adam, over 0.
+        dropout: the share of inner units dropped while training, at least 0 and below 1.
+        batch_size: photos a step, at least 1.
+        weight_decay: of AdamW, at least 0; see `rayml.training.HeadTrainer.start`.
+        label_smoothing: the share of each label spread over all classes in the training loss, at least 0 and below 1.
+        num_samples: how many times the grid of the lists is tried, each time with other values out of the ranges; None
+            where there are no ranges.
+        epochs: of each trial at most, at least 1.
+        mode: `features` trains heads on cached features; `end-to-end` the whole network on pictures, see
+            `rayml.end_to_end`. What follows down to `mixed_precision` is for the latter.
+        augment: what happens to training pictures, as `rayml.augmentation.Augmentation.parse` reads it; empty for
+            nothing.
+        unfreeze: how many of the backbone's last layers are trained with the head in the last `fine_tune_epochs`; 0
+            leaves the backbone frozen.
+        fine_tune_epochs: how many of `epochs`, 1 to epochs - 1; None for half of them.
+        fine_tune_learning_rate: of Adam in those, over 0; None for 1e-5.
+        mixed_precision: train in bfloat16 where that loses nothing; see `rayml.end_to_end.EndToEndTrainer`.
         seed: of the weights' start, the order of the pictures and the split; 0 to 2**31 - 1.
         scheduler: `asha`, `sync` or `none`; see `tune_jobs.scheduler`.
         grace_period: epochs before a trial may be stopped, 1 to epochs; None for 2, or for fewer epochs all of them.
@@ -43,6 +79,7 @@ class SearchSettings:
             `rayml.storage`. None for the cache of this machine alone.
         feature_gpus: the share of a graphics processor that a worker of the feature pass takes where there are any,
             0 to 1; 0 leaves them out of the pass.
+        mlflow: the address of an MLflow server that is told of the search, as MLflow takes it.
         resume: go on with the search that was interrupted in `out`, which must be there then.
 
     Raises:
@@ -58,11 +95,20 @@ class SearchSettings:
     backbone: str = "xception"
     weights: str | None = None
     image_size: int | None = None
-    size_inner: tuple[int, ...] = (10, 100, 1000)
-    learning_rate: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1)
-    dropout: float = 0.0
+    size_inner: Choice = (10, 100, 1000)
+    learning_rate: Choice = (0.0001, 0.001, 0.01, 0.1)
+    dropout: Choice = (0.0,)
+    batch_size: Choice = (32,)
+    weight_decay: Choice = (0.0,)
+    label_smoothing: Choice = (0.0,)
+    num_samples: int | None = None
     epochs: int = 10
-    batch_size: int = 32
+    mode: str = FEATURES
+    augment: str = ""
+    unfreeze: int = 0
+    fine_tune_epochs: int | None = None
+    fine_tune_learning_rate: float | None = None
+    mixed_precision: bool = False
     seed: int = 1
     scheduler: str = "asha"
     grace_period: int | None = None
@@ -75,17 +121,12 @@ class SearchSettings:
     cache: Path | None = None
     storage_path: str | None = None
     feature_gpus: float = 1.0
+    mlflow: str | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size_inner", "learning_rate"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise UsageError(f"{name} must be one or more values, each once. Received: {list(values)}")
-        for size in self.size_inner:
-            for rate in self.learning_rate:
-                check_head_settings(learning_rate=rate, size_inner=size, dropout=self.dropout)
-        for name in ("epochs", "batch_size", "max_concurrent"):
+        self._check_space()
+        for name in ("epochs", "num_samples", "max_concurrent"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1. Received: {value}")
         if not 0 <= self.seed < 2**31:
@@ -108,6 +149,75 @@ class SearchSettings:
             raise UsageError(f"trial_gpus must be at least 0. Received: {self.trial_gpus}")
         if not 0 <= self.feature_gpus <= 1:
             raise UsageError(f"feature_gpus must be 0 to 1. Received: {self.feature_gpus}")
+        self._check_mode()
+
+    def _check_space(self) -> None:
+        fine: dict[str, Any] = {"learning_rate": 1.0, "size_inner": 1, "dropout": 0.0}
+        for name, whole in SEARCHED.items():
+            given = getattr(self, name)
+            try:
+                choice = parse_choice(given, whole)
+            except ValueError as error:
+                raise UsageError(f"{name}: {error}. Received: {_shown(given)}") from None
+            object.__setattr__(self, name, choice)
+            for value in (choice.low, choice.high) if isinstance(choice, Range) else choice:
+                if name != "batch_size":
+                    check_head_settings(**{**fine, name: value})
+                elif value < 1:
+                    raise UsageError(f"batch_size must be at least 1. Received: {value}")
+        ranges = [name for name in SEARCHED if isinstance(getattr(self, name), Range)]
+        if ranges and self.num_samples is None:
+            raise UsageError(
+                f"num_samples must say how often to draw from a range. Received: none, with a range for {ranges[0]}",
+                "For example: num_samples: 20",
+            )
+        if not ranges and self.num_samples is not None:
+            raise UsageError(
+                f"num_samples needs a range to draw from. Received: {self.num_samples}, with lists alone",
+                "For example: learning_rate: {loguniform: [1.0e-5, 0.1]}",
+            )
+
+    def _check_mode(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"mode must be one of {', '.join(MODES)}. Received: {self.mode}")
+        tuning = ("unfreeze", "fine_tune_epochs", "fine_tune_learning_rate")
+        if self.mode == FEATURES:
+            reasons = {
+                "augment": "cached features are those of unchanged pictures",
+                **dict.fromkeys(tuning, "cached features come from the backbone as it was"),
+                "mixed_precision": "a head on cached features is trained in float32",
+            }
+            for name, reason in reasons.items():
+                if (value := getattr(self, name)) != getattr(SearchSettings, name):
+                    raise UsageError(
+                        f"{name} needs mode end-to-end, since {reason}. Received: {value} in mode features",
+                        f"Add --mode end-to-end, which takes far longer, or leave {name} out.",
+                    )
+        Augmentation.parse(self.augment)
+        if self.unfreeze < 0:
+            raise UsageError(f"unfreeze must be at least 0. Received: {self.unfreeze}")
+        for name in tuning[1:]:
+            if not self.unfreeze and getattr(self, name) is not None:
+                raise UsageError(f"{name} needs layers to train. Received: {getattr(self, name)} with unfreeze 0")
+        if self.unfreeze and not 1 <= self._fine_tune_epochs < self.epochs:
+            raise UsageError(
+                f"fine_tune_epochs must be 1 to {self.epochs - 1}, since the head learns alone before. "
+                f"Received: {self._fine_tune_epochs} of {self.epochs} epochs"
+            )
+        _ = self.fine_tuning  # Checks its rate.
+
+    @property
+    def _fine_tune_epochs(self) -> int:
+        return max(1, self.epochs // 2) if self.fine_tune_epochs is None else self.fine_tune_epochs
+
+    @property
+    def fine_tuning(self) -> FineTuning | None:
+        """How the backbone's top is trained; None where it stays frozen."""
+        if not self.unfreeze:
+            return None
+        rate = self.fine_tune_learning_rate
+        rate = DEFAULT_FINE_TUNE_LEARNING_RATE if rate is None else rate
+        return FineTuning(self.unfreeze, self.epochs - self._fine_tune_epochs, rate)
 
     @property
     def first_rung(self) -> int:
@@ -116,8 +226,10 @@ class SearchSettings:
 
     @property
     def trials(self) -> int:
-        """The number of cells of the grid."""
-        return len(self.size_inner) * len(self.learning_rate)
+        """How many cells there are to try."""
+        choices = [getattr(self, name) for name in SEARCHED]
+        lists = [choice for choice in choices if not isinstance(choice, Range)]
+        return math.prod(map(len, lists)) * (self.num_samples or 1)
 
     @property
     def shares_bank(self) -> bool:
@@ -130,7 +242,13 @@ class SearchSettings:
         plain |= {"data": self.data.name, "out": self.out.name}
         if not (self.storage_path and is_bucket(self.storage_path)):  # A bucket's address is good everywhere.
             plain["storage_path"] = None
-        for passing in ("cache", "resume"):
+        for name in SEARCHED:
+            choice = getattr(self, name)
+            if isinstance(choice, Range):
+                plain[name] = choice.to_json()
+            elif len(choice) == 1 and name not in _ALWAYS_LISTS:
+                (plain[name],) = choice
+        for passing in ("cache", "mlflow", "resume"):  # An address may hold a password.
             plain.pop(passing)
         return {**plain, "weights": Path(self.weights).name if self.weights else None}
 
@@ -166,9 +284,36 @@ def make_settings(values: dict[str, Any], source: str) -> SearchSettings:
     """
     import pydantic
 
+    values, faults = dict(values), []
+    for name, whole in SEARCHED.items():
+        if name in values:
+            try:
+                values[name] = parse_choice(values[name], whole)
+            except ValueError as error:
+                faults.append(f"{name}: {error}. Received: {_shown(values.pop(name))}")
     try:
-        return pydantic.TypeAdapter(SearchSettings).validate_python(values)
+        settings = pydantic.TypeAdapter(SearchSettings).validate_python(values)
     except pydantic.ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        faults += [_fault(fault) for fault in error.errors()]
+    if faults:
         known = ", ".join(field.name for field in fields(SearchSettings))
-        raise UsageError(f"{source}: {'; '.join(faults)}", f"The settings are {known}.") from None
+        raise UsageError(f"{source}: {'; '.join(faults)}", f"The settings are {known}.")
+    return settings
+
+
+def _fault(fault: Any) -> str:
+    """What pydantic found, in a few words of our own."""
+    name, received = ".".join(map(str, fault["loc"])), _shown(fault["input"])
+    if fault["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(name, [field.name for field in fields(SearchSettings)], n=1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        return f"{name}: is no setting{meant} Received: {received}"
+    if fault["type"].startswith("missing"):
+        return f"{name}: is needed"
+    message = re.split(r", | for <class", fault["msg"])[0]  # What follows says how pydantic tried.
+    return f"{name}: {message[0].lower()}{message[1:]}. Received: {received}"
+
+
+def _shown(value: Any) -> str:
+    """A value in one line."""
+    return " ".join(str(list(value) if isinstance(value, tuple) else value).split())[:200]

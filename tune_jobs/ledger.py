@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 CONTINUE, STOP, FINISH, FAIL = "continue", "stop", "finish", "fail"
-ENDINGS = (STOP, FINISH, FAIL)
+STATUS = {STOP: "stopped", FINISH: "finished", FAIL: "failed"}  # What a decision makes of its trial.
+ENDINGS = tuple(STATUS)
 
 
 @dataclass(frozen=True)

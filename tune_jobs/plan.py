@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rayml.backbones import BackboneSpec
 from rayml.data import Manifest
+from rayml.end_to_end import VALIDATION_BATCH
 from rayml.errors import SearchError
 from rayml.features import FeatureBank
-from rayml.frozen import find_frozen
+from rayml.frozen import FrozenBackbone, find_frozen
+from rayml.graph import value_bytes
 from rayml.storage import is_bucket
 from tune_jobs.checkpoints import KEPT
 from tune_jobs.cluster import Node, autoscaler_maximum
-from tune_jobs.config import SearchSettings
+from tune_jobs.config import END_TO_END, SearchSettings
 from tune_jobs.grid import cells
 from tune_jobs.growth import Demand
 from tune_jobs.halving import rung_epochs
@@ -26,6 +28,8 @@ MOST_FEATURES = 4096  # Until a backbone is frozen; NASNetLarge gives 4,032, Xce
 # A trial's process with TensorFlow and a small compiled head, beside the features: 0.8 GB measured.
 PROCESS_BYTES = 900 * 10**6
 FLOAT_BYTES = 4
+NETWORK_PROCESS_BYTES = 1200 * 10**6  # With a Keras network built and traced, without its weights and activations.
+LARGEST_VALUES = 6  # Of a frozen network's values there are about so many at once.
 COPIES = 4  # Of a head's numbers in a checkpoint: weights, Adam's two moments, the best epoch's weights.
 
 
@@ -87,12 +91,12 @@ class Plan:
     def lines(self) -> list[str]:
         """For people."""
         rungs = f", compared after epoch {', '.join(map(str, self.rungs))}" if self.rungs else ""
-        most = "" if self.exact else " (at most; the backbone is not in the cache yet)"
+        most = "" if self.exact or not self.to_compute else " (at most; the backbone is not in the cache yet)"
         return [
             f"trials: {self.trials} of at most {self.epochs} epochs{rungs}; at most {self.most_epochs} epochs in all",
             f"at once: {self.at_once}, with {self.cpus:g} CPUs and {self.gpus:g} GPUs each, on {self.machines} machine"
             f"{'s' * (self.machines > 1)} with {self.machine_cpus} CPUs and {self.machine_gpus} GPUs",
-            f"photos: {self.photos}, features of {self.to_compute} to be computed",
+            f"photos: {self.photos}" + (f", features of {self.to_compute} to be computed" if self.to_compute else ""),
             *(f"{need}{most}" for need in self.needs),
             *self.notes,
         ]
@@ -119,14 +123,15 @@ def make_plan(
         raise
     storage = settings.storage_path
     frozen = find_frozen(spec, cache, storage)
+    if settings.mode == END_TO_END:
+        return _plan_networks(settings, manifest, spec, frozen, nodes, cpus, run, cache)
     wanted = {photo.sha256 for photo in manifest.photos}
     bank = FeatureBank.of(frozen, cache, storage) if frozen else None
     to_compute = int((~bank.has(list(wanted))).sum()) if bank is not None else len(wanted)
     features = frozen.features if frozen else MOST_FEATURES
     grid, classes = cells(settings), len(manifest.classes)
-    heads = [(features + 1) * cell["size_inner"] + (cell["size_inner"] + 1) * classes for cell in grid]
+    heads = [head_numbers(features, cell["size_inner"], classes) for cell in grid]
     vectors = len(manifest.photos) * features * FLOAT_BYTES
-    at_once = Demand(cpus, settings.trial_gpus, _limit(settings)).places(nodes)
     graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
     # Trials that read the bank map one file a machine; others are sent the vectors, and hold them once more.
     one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + COPIES * max(heads) * FLOAT_BYTES
@@ -134,12 +139,45 @@ def make_plan(
         Need("disk for RUN", KEPT * COPIES * FLOAT_BYTES * sum(heads) + graph, _free(run)),
         *_bank_needs(settings, vectors, to_compute * features * FLOAT_BYTES, cache),
     ]
-    memory = max((node.memory_bytes for node in nodes), default=0) or None
-    here = min(at_once, max(Demand(cpus, settings.trial_gpus, _limit(settings)).places([node]) for node in nodes))
-    plan = Plan(
-        trials=len(grid),
+    plan = _plan(settings, manifest, nodes, cpus, to_compute, disk, vectors, one_trial, frozen is not None)
+    memory = _memory(nodes)
+    if frozen:
+        _check_disk(disk)
+    if memory is not None and frozen and vectors + one_trial > memory:
+        raise SearchError(
+            f"one trial needs {_size(vectors + one_trial)} of memory on a machine: {_size(PROCESS_BYTES)} for "
+            f"TensorFlow, {_size(vectors if settings.shares_bank else 2 * vectors)} for the features, "
+            f"{_size(COPIES * max(heads) * FLOAT_BYTES)} for the head and Adam. Received: at most {_size(memory)}",
+            "Use a machine with more, fewer photos, or a smaller --size-inner.",
+        )
+    return plan
+
+
+def head_numbers(features: int, size_inner: int, classes: int) -> int:
+    """How many weights a head has."""
+    return (features + 1) * size_inner + (size_inner + 1) * classes
+
+
+def _plan(
+    settings: SearchSettings,
+    manifest: Manifest,
+    nodes: Sequence[Node],
+    cpus: float,
+    to_compute: int,
+    disk: list[Need],
+    shared: int,
+    one_trial: int,
+    exact: bool,
+) -> Plan:
+    """The plan, where a machine needs `shared` bytes of memory and each trial on it `one_trial` beside."""
+    demand = Demand(cpus, settings.trial_gpus, _limit(settings))
+    at_once, memory = demand.places(nodes), _memory(nodes)
+    here = min(at_once, max(demand.places([node]) for node in nodes))
+    needed = shared + here * one_trial
+    return Plan(
+        trials=settings.trials,
         epochs=settings.epochs,
-        most_epochs=_most_epochs(settings, len(grid)),
+        most_epochs=_most_epochs(settings, settings.trials),
         rungs=_rungs(settings),
         cpus=cpus,
         gpus=settings.trial_gpus,
@@ -149,18 +187,56 @@ def make_plan(
         machine_gpus=sum(node.gpus for node in nodes),
         photos=len(manifest.photos),
         to_compute=to_compute,
-        needs=(*disk, Need(f"memory for {here} trials on one machine", vectors + here * one_trial, memory)),
-        exact=frozen is not None,
-        notes=tuple(_notes(settings, at_once, here, vectors + here * one_trial, memory)),
+        needs=(*disk, Need(f"memory for {here} trials on one machine", needed, memory)),
+        exact=exact,
+        notes=tuple(_notes(settings, at_once, here, needed, memory)),
     )
-    if frozen:
-        _check_disk(disk)
-    if memory is not None and frozen and vectors + one_trial > memory:
+
+
+def _memory(nodes: Sequence[Node]) -> int | None:
+    return max((node.memory_bytes for node in nodes), default=0) or None
+
+
+def _plan_networks(
+    settings: SearchSettings,
+    manifest: Manifest,
+    spec: BackboneSpec,
+    frozen: FrozenBackbone | None,
+    nodes: Sequence[Node],
+    cpus: float,
+    run: Path,
+    cache: Path,
+) -> Plan:
+    """In mode end-to-end: pixels instead of features, and the whole network in each trial."""
+    graph = frozen.graph() if frozen else b""
+    values = value_bytes(graph) if graph else (0,)
+    features = frozen.features if frozen else MOST_FEATURES
+    grid = cells(settings)
+    head = max(head_numbers(features, cell["size_inner"], len(manifest.classes)) for cell in grid)
+    numbers = COPIES * FLOAT_BYTES * head + (COPIES * len(graph) if settings.unfreeze else 0)
+    batch = max(VALIDATION_BATCH, *(cell["batch_size"] for cell in grid))
+    one_trial = (
+        NETWORK_PROCESS_BYTES
+        + len(graph) * (1 + settings.mixed_precision)
+        + batch * (2 * sum(values) if settings.unfreeze else LARGEST_VALUES * max(values))
+        + numbers
+    )
+    pixels = len(manifest.photos) * 3 * spec.image_size_px**2
+    disk = [
+        Need("disk for RUN", KEPT * settings.trials * numbers + len(graph), _free(run)),
+        Need("disk for the cache", pixels, _free(cache)),
+    ]
+    # Pages of a mapped file: memory that the system takes back where it is short of it.
+    plan = _plan(settings, manifest, nodes, cpus, 0, disk, pixels, one_trial, frozen is not None)
+    if frozen is None:
+        told = "the network's memory and disk are not in it: the backbone is not in the cache yet"
+        return replace(plan, notes=(*plan.notes, told))
+    _check_disk(disk)
+    if (memory := _memory(nodes)) is not None and one_trial > memory:
         raise SearchError(
-            f"one trial needs {_size(vectors + one_trial)} of memory on a machine: {_size(PROCESS_BYTES)} for "
-            f"TensorFlow, {_size(vectors if settings.shares_bank else 2 * vectors)} for the features, "
-            f"{_size(COPIES * max(heads) * FLOAT_BYTES)} for the head and Adam. Received: at most {_size(memory)}",
-            "Use a machine with more, fewer photos, or a smaller --size-inner.",
+            f"one trial needs {_size(one_trial)} of memory on a machine, {_size(one_trial - NETWORK_PROCESS_BYTES)} of "
+            f"it for the network at {batch} photos a step. Received: at most {_size(memory)}",
+            "Use a machine with more, a smaller --batch-size or --image-size, or --mode features.",
         )
     return plan
 

@@ -1,4 +1,4 @@
-"""The callback that follows a search: each epoch into history.csv, what went wrong to scheduler and terminal."""
+"""The callback that follows a search: epochs to history.csv and trackers, faults to the scheduler, all to people."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from rayml.errors import RaymlError
 from rayml.progress import Advance
 from rayml.training import EpochMetrics
 from tune_jobs.feed import Feed
+from tune_jobs.ledger import STATUS
 from tune_jobs.records import EpochRow, HistoryFile
 from tune_jobs.scheduler import Scheduler, trial_number
+from tune_jobs.standing import Standing
+from tune_jobs.tracker import Trackers
 
 RETRIES = 5  # Of a trial whose process died; it goes on from its checkpoint.
 
@@ -27,8 +30,10 @@ class Recorder(tune.Callback):
         history: where the epochs go.
         scheduler: told of trials whose process died too often, and of a disk that is full.
         feed: begins a trial again that Ray gives up too early.
-        advance: told of each trial that has ended.
-        say: prints a line. Neither is pickled, since a terminal belongs to this process.
+        standing: told of everything, for the terminal.
+        trackers: who else follows.
+        advance: told of each trial that has ended, and how the search stands.
+        say: prints a line. None of these four is pickled, since they belong to this process.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class Recorder(tune.Callback):
         history: HistoryFile,
         scheduler: Scheduler,
         feed: Feed,
+        standing: Standing,
+        trackers: Trackers,
         advance: Advance,
         say: Callable[[str], None],
     ) -> None:
@@ -43,12 +50,18 @@ class Recorder(tune.Callback):
         self._scheduler = scheduler
         self._feed = feed
         self._begun_again: Counter[str] = Counter()
+        self._running: set[str] = set()
+        self._standing: Standing | None = standing
+        self._trackers: Trackers | None = trackers
         self._advance: Advance | None = advance
         self._say: Callable[[str], None] | None = say
-        self._best = float("-inf")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_advance": None, "_say": None}
+        return {**vars(self), **dict.fromkeys(("_standing", "_trackers", "_advance", "_say"))}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has a process."""
+        self._running.add(trial_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -62,14 +75,17 @@ class Recorder(tune.Callback):
         row = EpochRow(trial_number(trial), result["epoch"], metrics, result["seconds"])
         try:
             for each in (*result.get("earlier", ()), row):
-                self._history.record(each)
+                new = self._history.record(each)
+                if new and self._standing and self._trackers:
+                    self._standing.epoch(each)
+                    self._trackers.epoch(each)
         except OSError as error:
             self._scheduler.halt.reason = f"an epoch could not be written to history.csv ({error.strerror or error})"
-        self._best = max(self._best, metrics.val_accuracy)
+        self._show(0)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ran all its epochs, was stopped, or failed by itself."""
-        self._close()
+        self._close(trial_number(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial died; Ray starts it again."""
@@ -91,12 +107,20 @@ class Recorder(tune.Callback):
             self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0])
         except OSError as full:
             self._scheduler.halt.reason = f"a decision could not be written to ledger.jsonl ({full.strerror or full})"
-        self._close()
+        self._close(number)
 
     def _say_died(self, trial: Any) -> None:
         if self._say:
             self._say(f"trial {trial_number(trial)}: its process died; it goes on from its last checkpoint in another")
 
-    def _close(self) -> None:
-        if self._advance and not self._scheduler.halt.reason:
-            self._advance(1, f"best {self._best:.4f}" if self._best >= 0 else "")
+    def _close(self, number: str) -> None:
+        self._running.discard(number)
+        ending = self._scheduler.ledger.ending(number)
+        if ending and self._standing and self._trackers and not self._scheduler.halt.reason:
+            self._standing.end(number, STATUS[ending.decision])
+            self._trackers.end(number, STATUS[ending.decision])
+            self._show(1)
+
+    def _show(self, ended: int) -> None:
+        if self._standing and self._advance:
+            self._advance(ended, self._standing.line(len(self._running) - self._scheduler.paused))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from itertools import count, takewhile
@@ -42,6 +42,7 @@ class TrialRow:
         best_epoch: of highest validation accuracy, the earlier one where two are equal; 0 if there is none.
         val_accuracy, val_loss: after the best epoch; not a number if there is none.
         seconds: from its first epoch to its last.
+        batch_size, weight_decay, label_smoothing: of its cell.
     """
 
     trial_id: str
@@ -54,13 +55,16 @@ class TrialRow:
     val_accuracy: float
     val_loss: float
     seconds: float
+    batch_size: int = 32
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
 
 
 def summarise(trial_id: str, cell: dict[str, Any], history: list[EpochRow], *, epochs: int, failed: bool) -> TrialRow:
     """A trial's line from its epochs.
 
     Arguments:
-        cell: holds `size_inner`, `learning_rate` and `dropout`.
+        cell: see `tune_jobs.grid`.
         history: its rows, by epoch.
         epochs: how many it was to run.
         failed: it ended by an error.
@@ -77,6 +81,7 @@ def summarise(trial_id: str, cell: dict[str, Any], history: list[EpochRow], *, e
         val_accuracy=best.metrics.val_accuracy if best else float("nan"),
         val_loss=best.metrics.val_loss if best else float("nan"),
         seconds=round(history[-1].seconds, 3) if history else 0.0,
+        **{name: cell[name] for name in ("batch_size", "weight_decay", "label_smoothing")},
     )
 
 
@@ -150,6 +155,12 @@ def write_trials(path: Path, trials: Iterable[TrialRow]) -> None:
     """Write trials.csv whole, in the order of the grid."""
     columns = [field.name for field in fields(TrialRow)]
     _write_csv(path, columns, [astuple(trial) for trial in sorted(trials, key=lambda trial: trial.trial_id)])
+
+
+def write_cells(path: Path, cells: Sequence[dict[str, Any]]) -> None:
+    """Write cells.csv: what each trial is, before there is anything to tell of it."""
+    columns = ["trial_id", *(name for name in cells[0] if name != "trial")]
+    _write_csv(path, columns, [tuple(cell.values()) for cell in cells])
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayml.backbones import TINY, BackboneSpec, backbone_spec
 from rayml.bundle import BundleContents, Golden, Training, write_bundle
 from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
+from rayml.end_to_end import Network, PixelData
 from rayml.errors import RaymlError, SearchError, UsageError
 from rayml.evaluation import scores
 from rayml.features import FeatureBank, packed
@@ -41,9 +43,11 @@ from rayml.report import keep_report
 from rayml.storage import check_storage
 from rayml.training import TrainingData
 from tune_jobs.cluster import Node, on_this_node, ray_cluster
-from tune_jobs.config import SearchSettings, make_settings, read_settings
+from tune_jobs.config import END_TO_END, SearchSettings, make_settings, read_settings
+from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
 from tune_jobs.growth import Demand, room
+from tune_jobs.mlflow_runs import MLflow, Server
 from tune_jobs.plan import Plan, make_plan
 from tune_jobs.records import TrialRow
 from tune_jobs.runfolder import (
@@ -56,7 +60,7 @@ from tune_jobs.runfolder import (
     with_stored,
     write_record,
 )
-from tune_jobs.search import Search, run_search
+from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
 
 REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "keras", "numpy", "onnx", "openvino", "pillow")
@@ -142,6 +146,8 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         if record is not None:
             check_same_search(settings, record)
         spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+        if settings.mlflow:
+            Server(settings.mlflow)  # Rather now than after the features.
         stages = Stages(progress)
         manifest = _scan(settings, stages, progress)
         if record is not None:
@@ -252,6 +258,8 @@ def _run(
         backbone = backbone or on_this_node(freeze, spec, cache)
         if settings.storage_path is not None:
             share_frozen(backbone, cache, settings.storage_path)
+    if settings.mode == END_TO_END:
+        return _run_networks(settings, spec, manifest, backbone, nodes, run, cache, stages, progress)
     bank = FeatureBank.of(backbone, cache, settings.storage_path)
     with stages.stage("features") as said:
         passed = feature_pass(
@@ -268,34 +276,115 @@ def _run(
         said.append(f"{passed.computed} computed" + (f" by {passed.engine}" if passed.engine else ""))
         said.append(f"{passed.cached} found in {where}")
         if passed.unreadable:
-            shown = ", ".join(islice(passed.unreadable, 5)) + (", ..." if len(passed.unreadable) > 5 else "")
-            said.append(f"{len(passed.unreadable)} unreadable and skipped: {shown}")
+            said.append(f"{len(passed.unreadable)} unreadable and skipped: {_some(passed.unreadable)}")
             manifest = manifest.without(passed.unreadable)
     data = training_data(manifest, bank, cache / "training" if settings.shares_bank else None)
+    record = _begin(settings, manifest, spec, backbone, passed, run, stages)
+    result = _search(settings, data, None, nodes, run, stages, progress)
+    with stages.stage("bundle") as said:
+        won = select(result, data)
+        _write_best(settings, manifest, backbone, won, run, progress, said)
+    return _finish(settings, record, data.validation_labels, won, result, run, stages)
+
+
+def _run_networks(
+    settings: SearchSettings,
+    spec: BackboneSpec,
+    manifest: Manifest,
+    backbone: FrozenBackbone,
+    nodes: tuple[Node, ...],
+    run: Path,
+    cache: Path,
+    stages: Stages,
+    progress: Progress,
+) -> RunSummary:
+    """The rest of a run in mode end-to-end."""
+    chosen = network(settings, spec)
+    with stages.stage("pixels") as said:
+        data, unreadable = decode(manifest, spec.image_size_px, cache, settings.skip_unreadable, progress)
+        manifest = manifest.without(unreadable)
+        said.append(f"{data.recipe.bytes / 1e6:.1f} MB of decoded photos")
+        if unreadable:
+            said.append(f"{len(unreadable)} unreadable and skipped: {_some(unreadable)}")
+    passed = PassResult(0, 0, unreadable, stages.seconds["pixels"], "")
+    record = _begin(settings, manifest, spec, backbone, passed, run, stages)
+    result = _search(settings, data, chosen, nodes, run, stages, progress)
+    with stages.stage("bundle") as said:
+        won, backbone = select_network(result, data, spec, backbone, run)
+        _write_best(settings, manifest, backbone, won, run, progress, said)
+        for tuned in run.glob(".tuned-*"):
+            shutil.rmtree(tuned)
+    return _finish(settings, record, data.validation_labels, won, result, run, stages)
+
+
+def _begin(
+    settings: SearchSettings,
+    manifest: Manifest,
+    spec: BackboneSpec,
+    backbone: FrozenBackbone,
+    passed: PassResult,
+    run: Path,
+    stages: Stages,
+) -> dict[str, Any]:
+    """Write run.json before the trials; what is in it."""
     record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
     if settings.resume and (before := read_record(run)) is not None:
         check_same_backbone(backbone.graph_sha256, before)
         record["data"]["unreadable"] |= before["data"]["unreadable"]  # Left out before the pass this time.
     write_record(run, {**record, "status": "searching", "timings": stages.seconds})
+    return record
+
+
+def _search(
+    settings: SearchSettings,
+    data: TrainingData | PixelData,
+    before_head: Network | None,
+    nodes: tuple[Node, ...],
+    run: Path,
+    stages: Stages,
+    progress: Progress,
+) -> SearchResult:
     with stages.stage("search") as said:
-        result = run_search(settings, data, nodes, run, progress)
+        followers = [MLflow(Server(settings.mlflow), run, settings.to_json())] if settings.mlflow else []
+        result = run_search(settings, data, nodes, run, progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
     for number, reason in result.errors.items():
         progress.say(f"trial {number} failed: {reason}")
-    with stages.stage("bundle") as said:
-        won = select(result, data)
-        for damage in won.damaged:
-            progress.say(f"{damage}: the one before it holds the winner's best epoch too")
-        if (run / "best").exists():  # Of a run that was killed before it could say that it had finished.
-            shutil.rmtree(run / "best")
-        seal(run / "best", settings, manifest, backbone, data, won)
-        predictions(manifest, won).write(run / PREDICTIONS_FILE, won.temperature)
-        said.append(
-            f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
-            f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
-        )
-    largest = float(np.bincount(data.validation_labels).max() / len(data.validation_labels))
+    return result
+
+
+def _write_best(
+    settings: SearchSettings,
+    manifest: Manifest,
+    backbone: FrozenBackbone,
+    won: Winner,
+    run: Path,
+    progress: Progress,
+    said: list[str],
+) -> None:
+    for damage in won.damaged:
+        progress.say(f"{damage}: the one before it holds the winner's best epoch too")
+    if (run / "best").exists():  # Of a run that was killed before it could say that it had finished.
+        shutil.rmtree(run / "best")
+    seal(run / "best", settings, manifest, backbone, won)
+    predictions(manifest, won).write(run / PREDICTIONS_FILE, won.temperature)
+    said.append(
+        f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
+        f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
+    )
+
+
+def _finish(
+    settings: SearchSettings,
+    record: dict[str, Any],
+    validation_labels: NDArray[np.int32],
+    won: Winner,
+    result: SearchResult,
+    run: Path,
+    stages: Stages,
+) -> RunSummary:
+    largest = float(np.bincount(validation_labels).max() / len(validation_labels))
     won_record = {"best": asdict(won.trial), "bundle": "best", "largest_class_share": largest}
     write_record(run, {**record, "status": "finished", **won_record, "timings": stages.seconds})
     return RunSummary(
@@ -304,10 +393,15 @@ def _run(
         best=won.trial,
         trials=result.trials,
         timings=stages.seconds,
-        computed=passed.computed,
-        cached=passed.cached,
+        computed=record["features"]["computed"],
+        cached=record["features"]["cached"],
         largest_class_share=largest,
     )
+
+
+def _some(paths: Iterable[str]) -> str:
+    shown = list(islice(paths, 6))
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
 
 
 def describe(manifest: Manifest) -> str:
@@ -366,12 +460,14 @@ def seal(
     settings: SearchSettings,
     manifest: Manifest,
     backbone: FrozenBackbone,
-    data: TrainingData,
     won: Winner,
 ) -> None:
     """Write the winner's bundle: the backbone's very graph with the head behind it, and what it has to answer."""
     pictures, features = backbone.golden()
-    measured = scores(won.validation_logits, data.validation_labels, manifest.classes, won.temperature)
+    labels = [manifest.classes.index(photo.label) for photo in manifest.split("validation")]
+    measured = scores(won.validation_logits, labels, manifest.classes, won.temperature)
+    tuning = settings.fine_tuning
+    trained = tuning.layers if tuning and won.trial.best_epoch > tuning.after_epoch else 0
     write_bundle(
         folder,
         BundleContents(
@@ -387,7 +483,7 @@ def seal(
                 epochs=won.trial.best_epoch,
                 seed=settings.seed,
                 data_digest=manifest.digest,
-                mode="features",
+                mode=settings.mode,
             ),
             metrics=measured,
             temperature=won.temperature,
@@ -399,6 +495,8 @@ def seal(
                 weights=Path(settings.weights or ("builtin" if backbone.name == TINY else "imagenet")).name,
                 data_licence=data_licence(manifest.root),
                 versions={"python": platform.python_version(), **_versions()},
+                trained_layers=trained,
+                augmentation=settings.augment,
             ),
         ),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import tune
 
+from rayml.end_to_end import Network, PixelData
 from rayml.errors import SearchError
 from rayml.progress import Progress
 from rayml.training import TrainingData
@@ -23,8 +24,11 @@ from tune_jobs.grid import cells
 from tune_jobs.halving import Halving
 from tune_jobs.ledger import FAIL, STOP, Ledger
 from tune_jobs.recorder import RETRIES, Recorder
-from tune_jobs.records import HistoryFile, TrialRow, summarise, winner, write_trials
+from tune_jobs.records import HistoryFile, TrialRow, summarise, winner, write_cells, write_trials
 from tune_jobs.scheduler import METRIC, MODE, Asha, Halt, Scheduler, trial_number
+from tune_jobs.standing import Standing
+from tune_jobs.tensorboard import TensorBoard
+from tune_jobs.tracker import Tracker, Trackers
 from tune_jobs.trial import train_head
 
 CHECKPOINTS = "checkpoints"
@@ -136,6 +140,17 @@ class Search:
                 return [cell for cell in self.cells if cell["trial"] == won.trial_id]
         return found
 
+    def standing(self, trackers: Trackers) -> Standing:
+        """How the search stands; the trackers are told of what has been, too."""
+        rows, ended = [row for cell in self.cells for row in self.history.of(cell["trial"])], self.ended()
+        for row in rows:
+            trackers.epoch(row)
+        for number, trial in ended.items():
+            trackers.end(number, trial.status)
+        found = Standing(self.cells, self.settings.epochs)
+        found.known(rows, ended.values())
+        return found
+
     def result(self) -> SearchResult:
         """What there is so far."""
         trials = tuple(row for _, row in sorted(self.ended().items()))
@@ -148,13 +163,21 @@ class Search:
 
 
 def run_search(
-    settings: SearchSettings, data: TrainingData, nodes: Sequence[Node], run: Path, progress: Progress
+    settings: SearchSettings,
+    data: TrainingData | PixelData,
+    nodes: Sequence[Node],
+    run: Path,
+    progress: Progress,
+    network: Network | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> SearchResult:
     """Search the grid, or what remains of it.
 
     Arguments:
-        run: RUN; `history.csv`, `ledger.jsonl`, `trials.csv`, `checkpoints/` and `ray/` are written there, also where
-            it ends in an error.
+        data: features, or with `network` pictures.
+        run: RUN; `history.csv`, `ledger.jsonl`, `cells.csv`, `trials.csv`, `checkpoints/`, `tensorboard/` and `ray/`
+            are written there, also where it ends in an error.
+        trackers: who follows it besides.
 
     Raises:
         SearchError: no node has room for a trial, every trial failed, or RUN cannot be written.
@@ -164,17 +187,22 @@ def run_search(
     cpus = trial_cpus(settings, nodes)
     try:
         search = Search(settings, run)
-        with progress.bar("trials", settings.trials, "trials") as advance:
+        write_cells(run / "cells.csv", search.cells)
+        followers = Trackers((TensorBoard(run / "tensorboard"), *trackers), search.cells, progress.say)
+        standing = search.standing(followers)
+        with progress.bar("trials", settings.trials, "trials", even=False) as advance:
             if ended := len(search.ended()):
-                advance(ended)
+                advance(ended, standing.line(0))
             # Twice only where the winner's weights turn out to be lost.
             for _ in range(2):
                 if remaining := search.remaining():
                     feed = Feed(search.scheduler, settings.max_concurrent or 0)
-                    recorder = Recorder(search.history, search.scheduler, feed, advance, progress.say)
-                    _tune(search, remaining, data, cpus, feed, recorder)
+                    known = (search.history, search.scheduler, feed, standing, followers)
+                    _tune(search, remaining, data, network, cpus, feed, Recorder(*known, advance, progress.say))
                 if search.halt.reason or len(search.ended()) < settings.trials:
                     break
+        whole = not search.halt.reason and len(search.ended()) == settings.trials
+        followers.close("finished" if whole else "interrupted")
         if search.halt.reason:
             raise SearchError(search.halt.reason, _AGAIN)
         search.history.rewrite()
@@ -195,7 +223,13 @@ _AGAIN = "What was done is kept: mend that, then run the same command again with
 
 
 def _tune(
-    search: Search, remaining: list[dict[str, Any]], data: TrainingData, cpus: float, feed: Feed, recorder: Recorder
+    search: Search,
+    remaining: list[dict[str, Any]],
+    data: TrainingData | PixelData,
+    network: Network | None,
+    cpus: float,
+    feed: Feed,
+    recorder: Recorder,
 ) -> None:
     """Run cells under Ray Tune. Its own state is of this process alone: a resumed search begins it anew."""
     settings = search.settings
@@ -210,6 +244,7 @@ def _tune(
             "cell": tune.grid_search(remaining),
             "checkpoints": str(search.run.absolute() / CHECKPOINTS),
             "epochs": settings.epochs,
+            "network": network,
             "seed": settings.seed,
             "threads": math.ceil(cpus),
         },

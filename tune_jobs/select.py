@@ -12,7 +12,7 @@ from rayml.errors import SearchError
 from rayml.head import HeadWeights
 from rayml.metrics import accuracy, cross_entropy
 from rayml.training import TrainingData
-from tune_jobs.checkpoints import newest_checkpoint
+from tune_jobs.checkpoints import BestEpoch, newest_checkpoint
 from tune_jobs.records import TrialRow, winner
 from tune_jobs.search import SearchResult
 
@@ -40,10 +40,20 @@ class Winner:
 
 
 def select(result: SearchResult, data: TrainingData) -> Winner:
-    """Take the best epoch of the best trial out of its checkpoint.
+    """Take the best epoch of the best trial out of its checkpoint, of a search on features.
 
     Raises:
         SearchError: no trial gave a result, or the weights do not score what the table says.
+    """
+    trial, best, damaged = best_epoch(result)
+    return prove(trial, best, data.validation_features, data.validation_labels, damaged)
+
+
+def best_epoch(result: SearchResult) -> tuple[TrialRow, BestEpoch, tuple[str, ...]]:
+    """The best trial, what its checkpoint holds, and what is wrong with newer checkpoints than that.
+
+    Raises:
+        SearchError: no trial gave a result, or its checkpoints are damaged.
     """
     trial = winner(result.trials)
     if trial is None:
@@ -54,15 +64,44 @@ def select(result: SearchResult, data: TrainingData) -> Winner:
             f"the winner, trial {trial.trial_id}, has no checkpoint that can be read ({'; '.join(damaged) or 'none'})",
             "Run the same command again with --resume: it is trained again.",
         )
-    best = checkpoint.best
-    logits = best.weights.logits(data.validation_features)
-    scored = accuracy(logits, data.validation_labels), cross_entropy(logits, data.validation_labels)
+    return trial, checkpoint.best, damaged
+
+
+def prove(
+    trial: TrialRow,
+    best: BestEpoch,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    damaged: tuple[str, ...],
+    *,
+    ties: bool = False,
+) -> Winner:
+    """Score the winner's weights once more, and hold the score against the table.
+
+    Arguments:
+        features: of the validation pictures, float32 (M, D).
+        labels: theirs, int32 (M,).
+        ties: the features are of another engine than the trial's, so that a picture whose best two classes are equal
+            but for rounding may have been counted for either.
+
+    Raises:
+        SearchError: the weights do not score what the table says.
+    """
+    logits = best.weights.logits(features)
+    scored = accuracy(logits, labels), cross_entropy(logits, labels)
     expected = trial.val_accuracy, trial.val_loss
     same_loss = abs(scored[1] - expected[1]) <= LOSS_TOLERANCE * max(1.0, abs(expected[1]))
-    if best.epoch != trial.best_epoch or scored[0] != expected[0] or not same_loss:
+    unsure = _ties(logits) / len(labels) + 1e-12 if ties else 0.0
+    if best.epoch != trial.best_epoch or not abs(scored[0] - expected[0]) <= unsure or not same_loss:
         raise SearchError(
             f"the winner's weights were to score {expected} after epoch {trial.best_epoch} on the validation "
             f"pictures. Received: {scored} after epoch {best.epoch}",
             "No bundle was written. Please report this with the run's folder.",
         )
-    return Winner(trial, best.weights, logits, fit_temperature(logits, data.validation_labels), damaged)
+    return Winner(trial, best.weights, logits, fit_temperature(logits, labels), damaged)
+
+
+def _ties(logits: NDArray[np.float32]) -> int:
+    """Pictures whose highest two logits are nearer to each other than engines are."""
+    highest = np.sort(logits, axis=1)[:, -2:]
+    return int((highest[:, 1] - highest[:, 0] <= LOSS_TOLERANCE * max(1.0, float(np.abs(logits).max()))).sum())

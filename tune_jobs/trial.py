@@ -1,4 +1,4 @@
-"""One trial: a head of one size at one learning rate, an epoch at a time, reported to Ray Tune, with a checkpoint each.
+"""One trial: a cell of the search, an epoch at a time, reported to Ray Tune, with a checkpoint each.
 
 Ray reuses the actor of a finished trial for the next one. The trainers stay in the process between trials, so that
 TensorFlow is imported once a slot and the epoch compiled once for each head size.
@@ -12,15 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rayml.end_to_end import EndToEndTrainer, PixelData
 from rayml.training import HeadTrainer, TrainingData
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, write_checkpoint
 from tune_jobs.records import EpochRow
 
-# Of this process, by everything that their compiled epoch depends on.
-_trainers: dict[tuple[Any, ...], HeadTrainer] = {}
+KEPT_HEADS = 8  # Kinds of head whose compiled epoch stays; a search by chance may have a new one in each trial.
+
+# Of this process, by everything that their compiled epoch depends on, those that were used last at the end.
+_trainers: dict[tuple[Any, ...], HeadTrainer | EndToEndTrainer] = {}
 
 
-def train_head(config: dict[str, Any], data: TrainingData) -> None:
+def train_head(config: dict[str, Any], data: TrainingData | PixelData) -> None:
     """The trainable that Ray Tune runs. It goes on from its newest checkpoint that can be read, if there is one.
 
     What it reports: `epoch`, the figures of `EpochMetrics`, `seconds`, and at times `earlier` (the epochs before it,
@@ -29,15 +32,17 @@ def train_head(config: dict[str, Any], data: TrainingData) -> None:
     again, and throw its process away.
 
     Arguments:
-        config: `cell` (see `tune_jobs.grid`), `checkpoints` (the folder of all trials), `epochs`, `seed`, `threads`.
-        data: both splits as features, the same object for all trials.
+        config: `cell` (see `tune_jobs.grid`), `checkpoints` (the folder of all trials), `epochs`, `seed`, `threads`,
+            and for pictures `network`, a `rayml.end_to_end.Network`.
+        data: both splits as features or as pictures, the same for all trials.
     """
     from ray import tune
 
     cell = config["cell"]
     folder = Path(config["checkpoints"]) / cell["trial"]
     trainer = _trainer(config, data)
-    trainer.start(seed=config["seed"], learning_rate=cell["learning_rate"])
+    rates = {name: cell[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
+    trainer.start(seed=config["seed"], **rates)
     started = time.monotonic()
     history: list[EpochRow] = []
     best: BestEpoch | None = None
@@ -61,7 +66,8 @@ def train_head(config: dict[str, Any], data: TrainingData) -> None:
             return
         history.append(row)
         if best is None or metrics.val_accuracy > best.val_accuracy:
-            best = BestEpoch(row.epoch, metrics.val_accuracy, trainer.weights())
+            tuned = trainer.tuned() if isinstance(trainer, EndToEndTrainer) else {}
+            best = BestEpoch(row.epoch, metrics.val_accuracy, trainer.weights(), tuned)
         try:
             write_checkpoint(folder, Checkpoint(trainer.state(), best, tuple(history)))
         except OSError as error:
@@ -76,7 +82,7 @@ def _report(row: EpochRow) -> dict[str, Any]:
     return {**asdict(row.metrics), "epoch": row.epoch, "seconds": row.seconds}
 
 
-def _trainer(config: dict[str, Any], data: TrainingData) -> HeadTrainer:
+def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrainer | EndToEndTrainer:
     import tensorflow as tf
 
     if not _trainers:
@@ -84,8 +90,18 @@ def _trainer(config: dict[str, Any], data: TrainingData) -> HeadTrainer:
         tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # Trials may share one.
+        # Newer graphics processors round a float32 convolution's inputs to 10 bits by default: no longer float32.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
     shape = {name: config["cell"][name] for name in ("size_inner", "dropout", "batch_size")}
-    key = (data.digest, *shape.values())
-    if key not in _trainers:
-        _trainers[key] = HeadTrainer(data, **shape)
-    return _trainers[key]
+    key = (data.digest, config.get("network"), *shape.values())
+    found = _trainers.pop(key, None)
+    if found is None:
+        if isinstance(data, PixelData):
+            _trainers.clear()  # Each holds a whole network; building one anew is quick beside an epoch.
+            found = EndToEndTrainer(data, config["network"], **shape)
+        else:
+            while len(_trainers) >= KEPT_HEADS:
+                del _trainers[next(iter(_trainers))]
+            found = HeadTrainer(data, **shape)
+    _trainers[key] = found
+    return found

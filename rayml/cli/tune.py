@@ -14,10 +14,25 @@ from rayml.cli.tables import show_table
 from rayml.errors import UsageError
 
 SECTIONS = {
-    "What goes in and comes out": ("out", "config", "validation_fraction", "skip_unreadable", "resume", "dry_run"),
+    "What goes in and comes out": (
+        "out",
+        "config",
+        "validation_fraction",
+        "skip_unreadable",
+        "mlflow",
+        "resume",
+        "dry_run",
+    ),
     "The frozen backbone": ("backbone", "weights", "image_size", "cache"),
-    "The grid": ("size_inner", "learning_rate", "dropout"),
-    "Training": ("mode", "epochs", "batch_size", "seed"),
+    "The grid": ("size_inner", "learning_rate", "dropout", "batch_size", "weight_decay", "label_smoothing"),
+    "Training": ("mode", "epochs", "seed"),
+    "With --mode end-to-end": (
+        "augment",
+        "unfreeze",
+        "fine_tune_epochs",
+        "fine_tune_learning_rate",
+        "mixed_precision",
+    ),
     "Stopping early": ("scheduler", "grace_period", "reduction_factor"),
     "Where it runs": ("address", "storage_path", "feature_gpus", "trial_cpus", "trial_gpus", "max_concurrent"),
 }
@@ -63,9 +78,17 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 @click.option("--image-size", metavar="PX", type=int, help="Side of the square it looks at; 150 for xception.")
 @click.option("--size-inner", metavar="N,N,...", callback=_numbers(int), help="Units of the inner layer: 10,100,1000.")
 @click.option("--learning-rate", metavar="X,X,...", callback=_numbers(float), help="Of Adam: 0.0001,0.001,0.01,0.1.")
-@click.option("--dropout", metavar="SHARE", type=float, help="After the inner layer: 0.")
+@click.option("--dropout", metavar="X,X,...", callback=_numbers(float), help="After the inner layer: 0.")
+@click.option("--batch-size", metavar="N,N,...", callback=_numbers(int), help="Photos a step: 32.")
+@click.option("--weight-decay", metavar="X,X,...", callback=_numbers(float), help="Of AdamW: 0.")
+@click.option("--label-smoothing", metavar="X,X,...", callback=_numbers(float), help="A share of each label: 0.")
+@click.option("--mode", metavar="features|end-to-end", help="Cached features, or the whole network: features.")
 @click.option("--epochs", metavar="N", type=int, help="Of each trial at most: 10.")
-@click.option("--batch-size", metavar="N", type=int, help="Photos a step: 32.")
+@click.option("--augment", metavar="KINDS", help="flip,shift=0.1,zoom=0.1,rotation=0.05 or some of them.")
+@click.option("--unfreeze", metavar="N", type=int, help="Train the backbone's last N layers after the head: 0.")
+@click.option("--fine-tune-epochs", metavar="N", type=int, help="How many of --epochs, the last ones: half of them.")
+@click.option("--fine-tune-learning-rate", metavar="X", type=float, help="Of Adam in those: 0.00001.")
+@click.option("--mixed-precision", is_flag=True, default=None, help="Train in bfloat16, for graphics processors.")
 @click.option("--seed", metavar="N", type=int, help="Of everything random: 1.")
 @click.option("--scheduler", metavar="asha|sync|none", help="What stops trials early: asha; sync by whole rungs.")
 @click.option("--grace-period", metavar="N", type=int, help="Epochs before a trial may be stopped: 2.")
@@ -79,6 +102,7 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 @click.option(
     "--cache", metavar="DIR", type=click.Path(path_type=Path), help="Of this machine, for backbones and features."
 )
+@click.option("--mlflow", metavar="URI", help="Tell an MLflow server, e.g. http://127.0.0.1:5000.")
 @click.option("--resume", is_flag=True, default=None, help="Go on with the search that was interrupted in RUN.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -90,6 +114,7 @@ def tune(photos: Path | None, config: Path | None, dry_run: bool, as_json: bool,
     \b
     rayml tune photos --out run
     rayml tune photos --out run --backbone mobilenet_v2 --image-size 224 --epochs 5
+    rayml tune photos --out run --mode end-to-end --augment flip --unfreeze 4
     rayml tune photos --out run --scheduler sync --dry-run
     rayml tune photos --out run --resume
     """

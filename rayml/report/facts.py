@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from rayml.evaluation import scores
 from rayml.metrics import wilson_interval
 from rayml.predictions import Predictions
-from rayml.report.run import Run, Trial
+from rayml.report.run import Run, Trial, rank
 
 MAX_MATRIX_CLASSES = 40  # A larger matrix cannot be read; the classes taken for each other most often can.
 MAX_TABLE_CLASSES = 300
+MAX_GRID = 12  # Rows and columns of the grid; a search in ranges has as many as trials.
 MAX_PAIRS = 12
 STAGES = {
     "data": "reading and hashing the photos",
     "ray": "starting Ray",
     "backbone": "freezing the backbone",
     "features": "feature pass over the photos",
+    "pixels": "decoding the photos",
     "search": "trials",
     "bundle": "choosing, exporting and sealing the bundle",
 }
@@ -46,6 +48,16 @@ class Grid:
     rows: tuple[tuple[GridCell | None, ...], ...]
     lowest: float
     highest: float
+
+
+def foremost(run: Run) -> Run:
+    """The run with the trials that a grid and its curves can show: all, or the best where sizes or rates are many."""
+    sizes, rates = ({getattr(trial, name) for trial in run.trials} for name in ("size_inner", "learning_rate"))
+    if max(len(sizes), len(rates)) <= MAX_GRID:
+        return run
+    ranked = sorted((trial for trial in run.trials if trial.best and trial.status != "failed"), key=rank)
+    best = {trial.trial_id for trial in ranked[:MAX_GRID]}
+    return replace(run, trials=tuple(trial for trial in run.trials if trial.trial_id in best))
 
 
 def grid(run: Run) -> Grid:

@@ -106,7 +106,8 @@ def _content(run: Run, data: Path | None) -> dict[str, Any]:
     """Everything the template names."""
     figures = facts.metrics(run)
     found, bundle, leader = run.predictions, run.bundle, run.leader
-    grid = facts.grid(run)
+    foremost = facts.foremost(run)
+    grid = facts.grid(foremost)
     classes = bundle.classes if bundle else tuple(facts.counts_by_split(run).get("train", {}))
     matrix = np.array(figures["confusion"]) if "confusion" in figures else None
     pictures = photos.find_pictures(run, data)
@@ -123,7 +124,8 @@ def _content(run: Run, data: Path | None) -> dict[str, Any]:
         "baseline": facts.baseline(run),
         "photos": facts.validation_photos(run),
         "grid": grid,
-        "panels": plots.learning_curves(run, grid.rates),
+        "grid_trials": len(foremost.trials),
+        "panels": plots.learning_curves(foremost, grid.rates),
         "winner_svg": plots.winner_curves(leader) if run.over and leader and leader.epochs else None,
         "classes": classes,
         "matrix": matrix.tolist() if matrix is not None and len(classes) <= facts.MAX_MATRIX_CLASSES else None,

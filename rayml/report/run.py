@@ -90,10 +90,10 @@ class Run:
         candidates = [trial for trial in self.trials if trial.best and trial.status != "failed"]
         if chosen is not None:
             candidates = [trial for trial in candidates if trial.trial_id == chosen] or candidates
-        return min(candidates, key=_rank, default=None)
+        return min(candidates, key=rank, default=None)
 
 
-def _rank(trial: Trial) -> tuple[float, float, str]:
+def rank(trial: Trial) -> tuple[float, float, str]:
     """As the search ranks: highest accuracy, then lowest loss, then first in the grid."""
     best = trial.best
     assert best is not None
@@ -111,17 +111,15 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise UsageError(f"RUN must be the folder of a search. Received: {folder}, which is not there")
     record = _read_record(folder / "run.json")
-    settings = _mapping(record, "settings")
     history = _read_history(folder / "history.csv")
     endings = _read_ledger(folder / "ledger.jsonl")
+    cells = {row["trial_id"]: row for row in _rows(folder / "cells.csv")} or _grid(_mapping(record, "settings"))
     rows = {row["trial_id"]: row for row in _rows(folder / "trials.csv")}
-    cells = list(itertools.product(settings.get("size_inner") or (), settings.get("learning_rate") or ()))
     try:
-        numbers = sorted({f"{i:05d}" for i in range(len(cells))} | set(rows) | set(history))
         trials = []
-        for number in numbers:
+        for number in sorted({*cells, *rows, *history}):
             row = rows.get(number)
-            size, rate = (row["size_inner"], row["learning_rate"]) if row else cells[int(number)]
+            size, rate = ((row or cells[number])[name] for name in ("size_inner", "learning_rate"))
             epochs = history.get(number, ())
             status, reason = endings.get(number, (RUNNING if epochs else WAITING, ""))
             trials.append(Trial(number, int(size), float(rate), row["status"] if row else status, epochs, reason))
@@ -136,6 +134,17 @@ def read_run(folder: Path) -> Run:
         bundle=Record.from_json(_read_bytes(best)) if best.exists() else None,
         predictions=Predictions.read(predictions) if predictions.exists() else None,
     )
+
+
+def _grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The cells of a run that has no cells.csv yet, or is older than that file."""
+    sizes, rates = (settings.get(name) for name in ("size_inner", "learning_rate"))
+    if not isinstance(sizes, list) or not isinstance(rates, list):
+        return {}
+    return {
+        f"{number:05}": {"size_inner": size, "learning_rate": rate}
+        for number, (size, rate) in enumerate(itertools.product(sizes, rates))
+    }
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from rayml.augmentation import Augmentation
 from rayml.backbones import BackboneSpec, backbone_spec, build_base, feature_model, preprocess_input
-from rayml.end_to_end import EndToEndTrainer, FineTuning, PixelData, top_variables
+from rayml.end_to_end import EndToEndTrainer, FineTuning, Network, PixelData, top_variables
 from rayml.errors import UsageError
 from rayml.head import make_model
 from rayml.training import EpochMetrics, HeadTrainer, TrainingData, epoch_order
@@ -36,8 +36,12 @@ def pixel_data(spec: BackboneSpec) -> PixelData:
     )
 
 
+def made(data: PixelData, *, dropout: float = 0.0, spec: BackboneSpec = TINY, **options: Any) -> EndToEndTrainer:
+    return EndToEndTrainer(data, Network(spec, **options), size_inner=SIZE_INNER, dropout=dropout, batch_size=BATCH)
+
+
 def started(data: PixelData, **options: Any) -> EndToEndTrainer:
-    trainer = EndToEndTrainer(data, TINY, size_inner=SIZE_INNER, batch_size=BATCH, **options)
+    trainer = made(data, **options)
     trainer.start(seed=SEED, learning_rate=RATE)
     return trainer
 
@@ -154,7 +158,7 @@ def test_it_goes_on_bit_for_bit_where_it_was_left(data: PixelData, kept_after: i
     history = [straight.run_epoch() for _ in range(kept_after)]
     kept = straight.state()
     history += [straight.run_epoch() for _ in range(4 - kept_after)]
-    second = EndToEndTrainer(data, TINY, size_inner=SIZE_INNER, batch_size=BATCH, **options)
+    second = made(data, **options)
     second.start(seed=SEED, learning_rate=RATE)
     second.restore(kept)
     assert [second.run_epoch() for _ in range(4 - kept_after)] == history[kept_after:]
@@ -223,7 +227,7 @@ def test_fine_tuning_that_cannot_be(values: dict[str, Any]) -> None:
 def test_mobilenet_with_real_weights_learns_as_under_keras(mobilenet_weights: Path) -> None:
     spec = BackboneSpec("mobilenet_v2", str(mobilenet_weights), 96)
     data = pixel_data(spec)
-    trainer = EndToEndTrainer(data, spec, size_inner=SIZE_INNER, batch_size=BATCH)
+    trainer = made(data, spec=spec)
     trainer.start(seed=SEED, learning_rate=RATE)
     start = list(trainer.weights().arrays().values())
     model = make_model(RATE, SIZE_INNER, backbone="mobilenet_v2", weights=str(mobilenet_weights), image_size_px=96)

@@ -15,7 +15,7 @@ from rayml.errors import SearchError
 from tests.tune_jobs.small import settings
 from tune_jobs import plan as module
 from tune_jobs.cluster import Node
-from tune_jobs.plan import PROCESS_BYTES, Plan, make_plan
+from tune_jobs.plan import LARGEST_VALUES, NETWORK_PROCESS_BYTES, PROCESS_BYTES, Plan, make_plan
 
 GB = 10**9
 ONE = Node("a", 2, 0, 8 * GB)
@@ -40,7 +40,8 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan(tmp_path: Path, nodes: tuple[Node, ...] = (ONE,), **changes: Any) -> Plan:
     chosen = settings(tmp_path, **{"size_inner": (10, 100), "learning_rate": (0.01, 0.1, 1), "epochs": 10, **changes})
-    return make_plan(chosen, manifest(), backbone_spec("tiny"), nodes, tmp_path / "run", tmp_path / "cache")
+    spec = backbone_spec("tiny", None, chosen.image_size)
+    return make_plan(chosen, manifest(), spec, nodes, tmp_path / "run", tmp_path / "cache")
 
 
 def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
@@ -81,6 +82,33 @@ def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp
     here, sent = (plan(tmp_path, address=address).needs for address in ("local", "auto"))
     assert sent[1].needed == here[1].needed - vectors == vectors
     assert sent[2].needed == here[2].needed + 2 * vectors  # two trials
+
+
+def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two values on the way, of 3 and 5 MB a photo, and a graph of 7 MB."""
+    graph = bytes(7 * 10**6)
+    found = SimpleNamespace(features=FEATURES, graph=lambda: graph)
+    monkeypatch.setattr(module, "find_frozen", lambda *arguments: found)
+    monkeypatch.setattr(module, "value_bytes", lambda model: (3 * 10**6, 5 * 10**6))
+    chosen: dict[str, Any] = {"mode": "end-to-end", "batch_size": 64, "image_size": 100}
+    head = 4 * 4 * (FEATURES * 100 + 100 + 100 * CLASSES + CLASSES)
+    frozen, pixels = plan(tmp_path, **chosen), PHOTOS * 3 * 100 * 100
+    needed = [need.needed for need in frozen.needs]
+    one = NETWORK_PROCESS_BYTES + len(graph) + 64 * LARGEST_VALUES * 5 * 10**6 + head
+    assert needed == [2 * 6 * head + len(graph), pixels, pixels + 2 * one]
+    assert (frozen.photos, frozen.to_compute, frozen.exact) == (1000, 0, True)
+    assert frozen.lines()[2] == "photos: 1000"
+    # Activations are kept for the gradients, and a checkpoint may hold all of the backbone.
+    tuned = plan(tmp_path, unfreeze=2, **chosen)
+    needed = [need.needed for need in tuned.needs]
+    one = NETWORK_PROCESS_BYTES + len(graph) + 64 * 2 * 8 * 10**6 + head + 4 * len(graph)
+    assert needed == [2 * 6 * (head + 4 * len(graph)) + len(graph), pixels, pixels + 2 * one]
+    with pytest.raises(
+        SearchError, match=r"one trial needs 3\.1 GB of memory .* at 64 photos a step. Received: at most 2"
+    ):
+        plan(tmp_path, (Node("a", 2, 0, 2 * GB),), **chosen)
+    monkeypatch.setattr(module, "find_frozen", lambda *arguments: None)
+    assert "the network's memory and disk are not in it" in plan(tmp_path, **chosen).notes[-1]
 
 
 def test_nothing_is_written(frozen: None, tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 from rayml.training import EpochMetrics
 from tune_jobs.records import EpochRow, HistoryFile, TrialRow, summarise, winner, write_trials
 
-CELL = {"size_inner": 10, "learning_rate": 0.01, "dropout": 0.0}
+CELL = {
+    "size_inner": 10,
+    "learning_rate": 0.01,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "weight_decay": 0.1,
+    "label_smoothing": 0.2,
+}
 
 
 def epochs(*accuracies: float, losses: tuple[float, ...] = ()) -> list[EpochRow]:
@@ -69,7 +76,8 @@ def test_the_files_keep_every_digit(tmp_path: Path) -> None:
     write_trials(tmp_path / "trials.csv", [trial(1, third), trial(0, 0.5)])
     lines = read(tmp_path / "trials.csv")
     assert ",".join(lines[0]) == (
-        "trial_id,size_inner,learning_rate,dropout,status,epochs,best_epoch,val_accuracy,val_loss,seconds"
+        "trial_id,size_inner,learning_rate,dropout,status,epochs,best_epoch,val_accuracy,val_loss,seconds,"
+        "batch_size,weight_decay,label_smoothing"
     )
     assert [line["trial_id"] for line in lines] == ["00000", "00001"]
     assert float(lines[1]["val_accuracy"]) == third

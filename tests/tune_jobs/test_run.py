@@ -52,7 +52,17 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_what_lies_in_run(summary: RunSummary) -> None:
     names = sorted(path.name for path in summary.run.iterdir())
     assert names == [
-        *("best", "checkpoints", "history.csv", "ledger.jsonl", "pictures", "predictions.csv", "ray", "report.html"),
+        *(
+            "best",
+            "cells.csv",
+            "checkpoints",
+            "history.csv",
+            "ledger.jsonl",
+            "pictures",
+            "predictions.csv",
+            "ray",
+            "report.html",
+        ),
         *("run.json", "trials.csv"),
     ]
     trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
@@ -114,9 +124,11 @@ def test_the_report_reads_what_the_search_wrote(summary: RunSummary) -> None:
     found = read_run(summary.run)
     cells = [(trial.trial_id, trial.size_inner, trial.learning_rate, len(trial.epochs)) for trial in found.trials]
     assert cells == [(trial.trial_id, trial.size_inner, trial.learning_rate, trial.epochs) for trial in summary.trials]
-    # Before trials.csv is there, a trial's cell follows from its number.
+    # Before trials.csv is there, a trial's cell is known.
     grid = itertools.product(found.record["settings"]["size_inner"], found.record["settings"]["learning_rate"])
     assert [cell[1:3] for cell in cells] == list(grid)
+    kept = rows(summary.run / "cells.csv")
+    assert [(int(cell["size_inner"]), float(cell["learning_rate"])) for cell in kept] == [cell[1:3] for cell in cells]
     assert found.leader is not None and found.leader.trial_id == summary.best.trial_id
     text = (summary.run / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/jpeg;base64,") >= 12

@@ -103,7 +103,7 @@ def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:
 def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
     result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoints", "history.csv", "ledger.jsonl", "ray", "trials.csv"]
+    assert names == ["cells.csv", "checkpoints", "history.csv", "ledger.jsonl", "ray", "tensorboard", "trials.csv"]
     assert result.checkpoints["00000"] == tmp_path / "run" / "checkpoints" / "00000"
 
 

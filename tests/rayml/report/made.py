@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def record(status: str = "finished", classes: tuple[str, ...] = small.CLASSES, *
     return made | changes
 
 
+def cells(folder: Path) -> None:
+    grid = itertools.product(SIZES, RATES)
+    lines = [f"{number:05},{size},{rate}\n" for number, (size, rate) in enumerate(grid)]
+    (folder / "cells.csv").write_text("trial_id,size_inner,learning_rate\n" + "".join(lines))
+
+
 def history(folder: Path, curves: dict[str, tuple[float, ...]]) -> None:
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -67,6 +74,7 @@ def searching(folder: Path, curves: dict[str, tuple[float, ...]]) -> Path:
     """A run at work: no trials.csv yet, no winner."""
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(record("searching", timings={"data": 0.5})))
+    cells(folder)
     history(folder, curves)
     return folder
 
