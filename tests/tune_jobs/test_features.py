@@ -71,7 +71,7 @@ class Pass:
         return feature_pass(
             manifest,
             self.frozen,
-            bank or self.bank(),
+            self.bank() if bank is None else bank,
             nodes(self.address),
             spec=SPEC,
             skip_unreadable=skip_unreadable,
