@@ -137,21 +137,19 @@ def tune(photos: Path | None, config: Path | None, dry_run: bool, as_json: bool,
     if as_json:
         click.echo(json.dumps(summary.to_json()))
         return
+    varied = [
+        name
+        for name in ("dropout", "batch_size", "weight_decay", "label_smoothing")
+        if len({getattr(trial, name) for trial in summary.trials}) > 1
+    ]
+    columns = ("trial", "size_inner", "learning_rate", *varied, "status", "epochs", "val_accuracy", "")
     show_table(
-        {
-            "trial": "right",
-            "size_inner": "right",
-            "learning_rate": "right",
-            "status": "left",
-            "epochs": "right",
-            "val_accuracy": "right",
-            "": "left",
-        },
+        {name: "left" if name in ("status", "") else "right" for name in columns},
         [
             (
                 trial.trial_id,
                 str(trial.size_inner),
-                f"{trial.learning_rate:g}",
+                *(f"{getattr(trial, name):.4g}" for name in ("learning_rate", *varied)),
                 trial.status,
                 str(trial.epochs),
                 f"{trial.val_accuracy:.4f}",

@@ -52,19 +52,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_what_lies_in_run(summary: RunSummary) -> None:
     names = sorted(path.name for path in summary.run.iterdir())
     assert names == [
-        *(
-            "best",
-            "cells.csv",
-            "checkpoints",
-            "history.csv",
-            "ledger.jsonl",
-            "pictures",
-            "predictions.csv",
-            "ray",
-            "report.html",
-        ),
-        *("run.json", "trials.csv"),
+        *("best", "cells.csv", "checkpoints", "history.csv", "ledger.jsonl", "pictures", "predictions.csv", "ray"),
+        *("report.html", "run.json", "tensorboard", "trials.csv"),
     ]
+    boards = sorted(path.name for path in (summary.run / "tensorboard").iterdir())
+    assert boards == [trial.trial_id for trial in summary.trials]
     trials, history = rows(summary.run / "trials.csv"), rows(summary.run / "history.csv")
     assert len(trials) == len(summary.trials) == 4
     assert len(history) == sum(int(trial["epochs"]) for trial in trials) == 12
