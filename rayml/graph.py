@@ -40,6 +40,7 @@ _SMALL_TENSOR_BYTES = 4096
 MAX_MODEL_BYTES = (1 << 31) - 1
 
 _DOMAINS = ("", "ai.onnx")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,48 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
     return GraphInfo(size_px, dims[1], opset, _read_head(graph) if output == LOGITS else None)
 
 
-def value_bytes(model: bytes) -> tuple[int, ...]:
-    """What each value between pixels and output takes for one picture, in bytes, in the order of their making.
+@dataclass(frozen=True)
+class Sizes:
+    """What a network takes of memory, in bytes.
+
+    Arguments:
+        largest_value: the largest value between pixels and output, for one photo.
+        top_values: all values of the last layers together, for one photo.
+        top_weights: the weights of those layers.
+    """
+
+    largest_value: int
+    top_values: int
+    top_weights: int
+
+
+def sizes(model: bytes, top_layers: int) -> Sizes:
+    """What a network takes.
 
     Arguments:
         model: ONNX that `check_graph` accepts.
+        top_layers: how many of Keras' last layers with weights are the top. Those of separable convolutions are two
+            operators here, so twice as many are taken: never too few.
     """
     from onnx import helper
 
-    found = {value.name: value.type.tensor_type for value in _infer_shapes(_parse(model)).value_info}
-    made = [name for node in _parse(model).graph.node for name in node.output if name in found]
-    return tuple(
-        math.prod(dim.dim_value for dim in found[name].shape.dim)
-        * int(helper.tensor_dtype_to_np_dtype(found[name].elem_type).itemsize)
-        for name in made
-    )
+    proto = _parse(model)
+    tensors = {value.name: value.type.tensor_type for value in _infer_shapes(proto).value_info}
+    values = {
+        name: math.prod(dim.dim_value for dim in tensor.shape.dim)
+        * int(helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize)
+        for name, tensor in tensors.items()
+    }
+    weights = {tensor.name: tensor.ByteSize() for tensor in proto.graph.initializer}
+    left, top_values, top_weights = 2 * top_layers, 0, 0
+    for node in reversed(proto.graph.node):
+        if not left:
+            break
+        top_values += sum(values.get(name, 0) for name in node.output)
+        if node.op_type in _WEIGHTED:
+            left -= 1
+            top_weights += sum(weights.get(name, 0) for name in node.input)
+    return Sizes(max(values.values()), top_values, top_weights)
 
 
 def _parse(model: bytes) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayml.backbones import backbone_spec, feature_model, file_sha256
+from rayml.backbones import backbone_spec, build_base, feature_model, file_sha256
 from rayml.engines import load_engine
 from rayml.errors import RaymlError
 from rayml.frozen import (
@@ -19,6 +19,7 @@ from rayml.frozen import (
     default_cache,
     find_frozen,
     freeze,
+    freeze_tuned,
     frozen_folder,
     load_frozen,
     share_frozen,
@@ -50,6 +51,23 @@ def test_golden_features_are_kerass_own(frozen: FrozenBackbone) -> None:
     np.testing.assert_array_equal(features, np.asarray(feature_model(SPEC)(pixels, training=False)))
     by_engine = load_engine(frozen.graph(), threads=2)(pixels)
     np.testing.assert_allclose(by_engine, features, rtol=0, atol=1e-5 * np.abs(features).max())
+
+
+def test_a_backbone_whose_top_was_trained_further(frozen: FrozenBackbone, tmp_path: Path) -> None:
+    base = build_base(SPEC)
+    place = next(i for i, v in enumerate(base.variables) if v.path == "block7_pointwise/bias")
+    changed = np.asarray(base.variables[place]) + np.float32(0.5)
+    tuned = freeze_tuned(SPEC, {place: changed}, tmp_path / "run" / "tuned")
+    assert tuned.folder == tmp_path / "run" / "tuned"
+    assert tuned.graph_sha256 != frozen.graph_sha256 and tuned.weights_sha256 != frozen.weights_sha256
+    base.variables[place].assign(changed)
+    pictures, features = tuned.golden()
+    pixels = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    np.testing.assert_array_equal(features, np.asarray(feature_model(SPEC, base)(pixels, training=False)))
+    assert not np.allclose(features, frozen.golden()[1])
+    # Nothing changed is the backbone itself, whatever it was frozen by.
+    same = freeze_tuned(SPEC, {place: changed - np.float32(0.5)}, tmp_path / "same")
+    assert (same.graph_sha256, same.weights_sha256) == (frozen.graph_sha256, frozen.weights_sha256)
 
 
 def test_whatever_decides_the_graph_names_the_folder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from rayml import graph
 from rayml.errors import BundleError
-from rayml.graph import GraphInfo, attach_head, check_graph
+from rayml.graph import GraphInfo, Sizes, attach_head, check_graph, sizes
 from tests.rayml import small
 
 Change = Callable[[onnx.ModelProto], object]
@@ -41,6 +41,20 @@ def test_what_a_checked_graph_is() -> None:
     assert info.head is not None
     assert all(np.array_equal(array, weights.arrays()[name]) for name, array in info.head.arrays().items())
     assert check_graph(small.backbone().SerializeToString(), output="features") == GraphInfo(24, 8, 17, None)
+
+
+def test_what_a_network_takes() -> None:
+    """Four values of three channels, two of eight, all float32; the picture and the features are none between them."""
+    channel = small.SIZE_PX**2 * 4
+    model = small.backbone().SerializeToString()
+    assert sizes(model, 0) == Sizes(small.FEATURES * channel, 0, 0)
+    # The convolution is its only layer; two are looked for, since one of Keras' may be two here.
+    top = sizes(model, 1)
+    assert (top.largest_value, top.top_values) == (small.FEATURES * channel, (4 * 3 + 2 * small.FEATURES) * channel)
+    assert small.KERNEL.nbytes + small.BIAS.nbytes <= top.top_weights < small.KERNEL.nbytes + small.BIAS.nbytes + 100
+    # With a head behind it, those two operators are the head's.
+    headed = sizes(attach_head(model, small.head()), 1)
+    assert headed.top_values < channel
 
 
 def test_a_head_for_other_features_is_refused() -> None:

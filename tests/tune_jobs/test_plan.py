@@ -12,6 +12,7 @@ import pytest
 from rayml.backbones import backbone_spec
 from rayml.data import Manifest, Photo
 from rayml.errors import SearchError
+from rayml.graph import Sizes
 from tests.tune_jobs.small import settings
 from tune_jobs import plan as module
 from tune_jobs.cluster import Node
@@ -85,11 +86,14 @@ def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp
 
 
 def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two values on the way, of 3 and 5 MB a photo, and a graph of 7 MB."""
+    """A graph of 7 MB, whose largest value is 5 MB a photo; the trained top has 6 MB of values and 1 MB of weights."""
     graph = bytes(7 * 10**6)
     found = SimpleNamespace(features=FEATURES, graph=lambda: graph)
     monkeypatch.setattr(module, "find_frozen", lambda *arguments: found)
-    monkeypatch.setattr(module, "value_bytes", lambda model: (3 * 10**6, 5 * 10**6))
+    mega = 10**6
+    monkeypatch.setattr(
+        module, "sizes", lambda model, top: Sizes(5 * mega, 6 * mega, mega) if top else Sizes(5 * mega, 0, 0)
+    )
     chosen: dict[str, Any] = {"mode": "end-to-end", "batch_size": 64, "image_size": 100}
     head = 4 * 4 * (FEATURES * 100 + 100 + 100 * CLASSES + CLASSES)
     frozen, pixels = plan(tmp_path, **chosen), PHOTOS * 3 * 100 * 100
@@ -98,13 +102,13 @@ def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert needed == [2 * 6 * head + len(graph), pixels, pixels + 2 * one]
     assert (frozen.photos, frozen.to_compute, frozen.exact) == (1000, 0, True)
     assert frozen.lines()[2] == "photos: 1000"
-    # Activations are kept for the gradients, and a checkpoint may hold all of the backbone.
+    # Activations of the top are kept for the gradients, and a checkpoint holds its weights.
     tuned = plan(tmp_path, unfreeze=2, **chosen)
     needed = [need.needed for need in tuned.needs]
-    one = NETWORK_PROCESS_BYTES + len(graph) + 64 * 2 * 8 * 10**6 + head + 4 * len(graph)
-    assert needed == [2 * 6 * (head + 4 * len(graph)) + len(graph), pixels, pixels + 2 * one]
+    one += 64 * 2 * 6 * mega + 4 * mega
+    assert needed == [2 * 6 * (head + 4 * mega) + len(graph), pixels, pixels + 2 * one]
     with pytest.raises(
-        SearchError, match=r"one trial needs 3\.1 GB of memory .* at 64 photos a step. Received: at most 2"
+        SearchError, match=r"one trial needs 2\.6 GB of memory .* at 64 photos a step. Received: at most 2"
     ):
         plan(tmp_path, (Node("a", 2, 0, 2 * GB),), **chosen)
     monkeypatch.setattr(module, "find_frozen", lambda *arguments: None)

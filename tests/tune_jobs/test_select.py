@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from rayml.errors import SearchError
-from rayml.metrics import accuracy
+from rayml.metrics import accuracy, cross_entropy
 from rayml.training import HeadTrainer, TrainingData
 from tests.tune_jobs.small import vectors
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, write_checkpoint
 from tune_jobs.records import EpochRow, TrialRow
 from tune_jobs.search import SearchResult
-from tune_jobs.select import select
+from tune_jobs.select import best_epoch, prove, select
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,35 @@ def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(SearchError, match=r"no checkpoint that can be read .*00002\.npz is damaged"):
         select(result, data)
+
+
+def test_another_engine_may_break_a_tie_the_other_way(result: SearchResult, data: TrainingData) -> None:
+    trial, best, _ = best_epoch(result)
+    logits = best.weights.logits(data.validation_features)
+    # The features of one picture, moved until its two best classes are equal but for rounding.
+    features = data.validation_features.copy()
+    row = int(np.argmin(np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)))
+    other = int(np.argsort(logits[row])[-2])
+    low, high = features[row], data.validation_features[int(np.argmax(logits.argmax(axis=1) == other))]
+    for _ in range(60):
+        middle = ((low + high) / 2).astype(np.float32)
+        ahead = best.weights.logits(middle[None])[0]
+        low, high = (middle, high) if ahead.argmax() != other else (low, middle)
+    features[row] = high
+    changed_logits = best.weights.logits(features)
+    labels = data.validation_labels
+    off = dataclasses.replace(
+        trial,
+        val_accuracy=accuracy(changed_logits, labels) + 1 / len(labels),
+        val_loss=cross_entropy(changed_logits, labels),
+    )
+    assert prove(off, best, features, labels, (), ties=True).trial is off
+    with pytest.raises(SearchError, match="the winner's weights were to score"):
+        prove(off, best, features, labels, ())
+    # One tie is no excuse for two pictures.
+    two = dataclasses.replace(off, val_accuracy=off.val_accuracy + 1 / len(labels))
+    with pytest.raises(SearchError, match="the winner's weights were to score"):
+        prove(two, best, features, labels, (), ties=True)
 
 
 def test_no_trial_gave_a_result(result: SearchResult, data: TrainingData) -> None:
