@@ -54,9 +54,18 @@ def test_every_cell_runs_and_is_recorded(ray_cluster: str, tmp_path: Path) -> No
 
 
 def test_one_seed_gives_one_history(ray_cluster: str, tmp_path: Path) -> None:
+    """Also of what is drawn out of ranges, and with everything that a head is trained with."""
+    space: dict[str, Any] = {
+        "size_inner": (4,),
+        "learning_rate": {"loguniform": [0.001, 0.05]},
+        "dropout": 0.3,
+        "weight_decay": (0.0, 0.1),
+        "label_smoothing": 0.1,
+        "num_samples": 1,
+    }
     histories = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        _, history = search(tmp_path / name, ray_cluster, vectors(noise=2.5), seed=seed, dropout=0.3, size_inner=(4,))
+        _, history = search(tmp_path / name, ray_cluster, vectors(noise=2.5), seed=seed, **space)
         figures = [{key: value for key, value in row.items() if key != "seconds"} for row in history]
         histories.append(sorted(figures, key=lambda row: (row["trial_id"], int(row["epoch"]))))
     assert histories[0] == histories[1]
