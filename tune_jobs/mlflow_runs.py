@@ -23,8 +23,13 @@ from tune_jobs.records import EpochRow
 from tune_jobs.tracker import FIGURES, Tracker
 
 EXPERIMENT = "rayml"  # Unless MLFLOW_EXPERIMENT_NAME names another.
-# MLflow's own patience is seven tries of two minutes. What somebody has set stays.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# MLflow's own patience is seven tries of two minutes, and it prints addresses to stdout, where --json has its answer.
+# What somebody has set stays.
+_SURROUNDINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _CLOSE_TIMEOUT_S = 60.0
 _MOST_METRICS = 1000  # In one request; a limit of MLflow's.
 
@@ -41,7 +46,7 @@ class Server:
     """
 
     def __init__(self, uri: str) -> None:
-        for name, value in _PATIENCE.items():
+        for name, value in _SURROUNDINGS.items():
             os.environ.setdefault(name, value)
         try:
             from mlflow import MlflowClient

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import tune_jobs
 from rayml.end_to_end import FineTuning
 from rayml.errors import UsageError
 from tune_jobs.config import SearchSettings, make_settings, read_settings
@@ -14,6 +15,7 @@ from tune_jobs.config import SearchSettings, make_settings, read_settings
 GIVEN: dict[str, Any] = {"data": "photos", "out": "run"}
 WHOLE = {"mode": "end-to-end"}
 TWO = {"num_samples": 2}
+CONFIGS = Path(tune_jobs.__file__).parent / "configs"
 
 
 def test_the_defaults_are_the_lessons() -> None:
@@ -183,3 +185,8 @@ def test_what_is_recorded_gives_the_same_settings_again(tmp_path: Path) -> None:
     assert plain["learning_rate"] == {"loguniform": [1e-5, 0.1]}
     assert plain["batch_size"] == {"quniform": [8, 64, 8]}
     assert make_settings(plain, "run.json") == settings
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_can_be_read(path: Path) -> None:
+    assert make_settings(read_settings(path), path.name).trials >= 12
