@@ -30,7 +30,7 @@ IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 MAX_BYTES = 200_000
 REPORT_PX = {"width": 1100, "height": 1480}  # The winner, the grid and the learning curves.
 PAGE_PX = {"width": 900, "height": 1000}
-SHOWN = ("hat", "outwear", "shoes")
+SHOWN = ("outwear", "shoes")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

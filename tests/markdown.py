@@ -6,6 +6,7 @@ A note is an HTML comment on the line before a block, which readers of the page 
     <!-- in the background -->      its last command serves until the next such block, or the end
     <!-- with: OPTIONS -->          the options are added to its `rayml tune`
     <!-- printed -->                what the blocks before it have printed; figures may differ
+    <!-- printed by: COMMAND -->    what a command prints that a test of its own runs
 
 Blocks in bash and python are run; those in text, yaml and json, and indented ones, are not.
 """

@@ -26,10 +26,15 @@ from scripts import readme_figures
 from serving import routes
 from tests import markdown
 from tests.markdown import Block
+from tests.serving.live import Live, live
+from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
+
+__all__ = ["live"]  # A fixture.
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in markdown.pages(ROOT)}
-NOT_RUN, BEHIND, WITH, PRINTED = "not run: ", "in the background", "with: ", "printed"
+NOT_RUN, BEHIND, WITH, PRINTED, DEMO = "not run: ", "in the background", "with: ", "printed", "printed by: rayml demo"
+SLOW = re.compile(r"(?m)^(rayml (tune|serve) |model = make_model).*$")
 READY, SERVER_START_S, COMMAND_S = "Ctrl-C ends it.", 300, 600
 # Options of other programs that the text names.
 FOREIGN_OPTIONS = {"--require-hashes", "--shm-size", "--data-binary", "--only", "--logdir"}
@@ -43,16 +48,16 @@ class Workshop:
 
     Arguments:
         folder: where.
-        ray: the address of a Ray cluster for searches; it takes 10 s to start one.
+        ray: the address of a Ray cluster for searches, since it takes 10 s to start one; without it lines that match
+            `SLOW` are left out.
+        port: of the server; without it of those that the page starts.
     """
 
-    def __init__(self, folder: Path, ray: str) -> None:
+    def __init__(self, folder: Path, ray: str | None, port: int | None = None) -> None:
         self.folder, self.ray = folder, ray
         self.said = ""
         self._server: subprocess.Popen[str] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port() if port is None else port
         tools = folder / ".venv" / "bin"
         tools.mkdir(parents=True)
         (tools / "activate").write_text(f"PATH={tools}:$PATH\n")
@@ -74,7 +79,7 @@ class Workshop:
             said = {shape(line) for line in self.said.splitlines()}
             for line in block.text.splitlines():
                 assert not line.strip() or shape(line) in said, f"{where}: {line!r} was not printed:\n{self.said}"
-        elif block.language == "bash" and block.note == BEHIND:
+        elif block.language == "bash" and block.note == BEHIND and self.ray:
             self.close()
             self._serve(self._adapted(block))
         elif block.language in ("bash", "python") and not block.note.startswith(NOT_RUN):
@@ -103,6 +108,8 @@ class Workshop:
 
     def _adapted(self, block: Block) -> str:
         text = re.sub(r"(?<=127\.0\.0\.1:)8000\b", str(self.port), block.text.replace("\\\n", " "))
+        if self.ray is None:
+            return SLOW.sub("", text)
         options = f"--address {self.ray} " + (block.note.removeprefix(WITH) if block.note.startswith(WITH) else "")
         text = re.sub(r"(?m)^rayml tune .*?(?= *(#|$))", rf"\g<0> {options}", text)
         return re.sub(r"(?m)^rayml serve .*?(?= *(#|$))", rf"\g<0> --port {self.port}", text)
@@ -129,6 +136,12 @@ class Workshop:
             self.said += said
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def shape(line: str) -> str:
     """A line with its figures, digests and widths taken out, which differ from run to run."""
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "H", line)
@@ -137,12 +150,29 @@ def shape(line: str) -> str:
 
 @pytest.fixture
 def workshop(ray_cluster: str) -> Iterator[Workshop]:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed; the pages use it")
     with tempfile.TemporaryDirectory(prefix="rayml-") as folder:
         workshop = Workshop(Path(folder), ray_cluster)
         try:
             yield workshop
         finally:
             workshop.close()
+
+
+def test_the_readme_with_a_bundle_and_a_server_that_are_there(tmp_path: Path, live: Live) -> None:
+    """What takes long in it is left out: another bundle stands for the searched one, another server for its own."""
+    workshop = Workshop(tmp_path, None, live.settings.port)
+    for number, label in enumerate(CLASSES * 8):
+        folder = tmp_path / "photos" / ("train" if number % 4 else "validation") / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(picture(label, 80 + number, 80))
+    (tmp_path / "photo.jpg").write_bytes(picture("red"))
+    (tmp_path / "run").mkdir()
+    write_tiny_bundle(tmp_path / "run" / "best")
+    for block in markdown.blocks(PAGES["README.md"]):
+        workshop.run(block)
+    assert '"label":"red"' in workshop.said
 
 
 @pytest.mark.slow
@@ -157,6 +187,31 @@ def test_the_readme_does_what_it_shows(workshop: Workshop) -> None:
 def test_the_tutorial_does_what_it_shows(workshop: Workshop) -> None:
     for block in markdown.blocks(PAGES["docs/tutorial.md"]):
         workshop.run(block)
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    (shown,) = [block for block in markdown.blocks(PAGES["README.md"]) if block.note == DEMO]
+    done = subprocess.run(
+        [sys.executable, "-m", "rayml", "demo", "--port", str(free_port())],
+        cwd=tmp_path,
+        env={**os.environ, "RAYML_CACHE": str(tmp_path / "cache")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=COMMAND_S,
+    )
+    assert done.returncode == 0, done.stdout
+    assert outline(shown.text) == outline(done.stdout)
+
+
+def outline(text: str) -> list[str]:
+    """The shapes of what the demo prints, but for progress, which depends on the time, and what was answered."""
+    lines = [re.sub(r"(\.jpg) .*", r"\1", line) for line in text.splitlines()]
+    timed = re.compile(r"(trials|features): \d+/|search: ")
+    return [shape(line) for line in lines if line.strip() and not timed.match(line)]
 
 
 # --- commands and options

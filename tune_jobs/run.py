@@ -153,7 +153,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         if record is not None:
             manifest = check_same_data(manifest, record)
             if record["status"] == "finished" and (run / "best").is_dir():
-                progress.say(f"{run} is finished: nothing is left to do")
+                progress.say(f"{settings.out} is finished: nothing is left to do")
                 return _finished(settings, record)
         settings = _with_storage(settings)
         if spec.weights == "none":

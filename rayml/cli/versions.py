@@ -41,7 +41,9 @@ def promote(run: Path, models: Path, name: str | None, keep_live: bool, as_json:
 
     bundle = verified(run)
     registry = Registry(models)
-    name = bundle.record.name if name is None else name
+    if name is None:  # A version of MODELS keeps the name that it has there.
+        stored = bundle.path.resolve().parent
+        name = stored.name if stored.parent == models.resolve() else bundle.record.name
     with registry.writing(say_waiting):
         known = registry.find(name, bundle.digest) if name in registry.names() else None
         state = registry.state(name)

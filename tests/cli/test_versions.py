@@ -86,6 +86,9 @@ def test_several_models(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
     assert_refused(run("rollback", models, "--name", "third"), 2, "third must be a model")
     assert run("rollback", models, "--name", "primaries").stdout == "primaries version 1 is live again instead of 2.\n"
     assert run("promote", bundles[1], models, "--name", "other").stdout == "other version 2 is live.\n"
+    assert run("rollback", models, "--name", "other").returncode == 0
+    # A stored version keeps the name that it has there, whatever its bundle's own is.
+    assert run("promote", models / "other" / "2", models).stdout == "other version 2 is live.\n"
     assert_refused(run("serve", models), 2, "must hold one model. Received: other, primaries", "--name")
 
 
