@@ -4,6 +4,8 @@
 batches is inside one `tf.function`, compiled by XLA once for each head size and used again for every trial of that
 size: a new trial sets the weights, Adam's state and its learning rate and calls it. The arithmetic is Keras' own:
 its layers, its loss, its Adam, its way of averaging over batches; tests hold it against `fit` step by step.
+
+Where Keras runs on JAX (`KERAS_BACKEND=jax`) `rayml.training_jax` compiles the same epoch; `head_trainer` chooses.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayml.errors import UsageError
 from rayml.head import HeadWeights, build_head, check_head_settings, head_weights
 
 VALIDATION_BATCH = 1024  # Bounds the memory of the inner layer on large validation sets.
@@ -50,8 +53,26 @@ class EpochMetrics:
     val_accuracy: float
 
 
+def head_trainer(data: TrainingData, *, size_inner: int, dropout: float = 0.0, batch_size: int = 32) -> HeadTrainer:
+    """The trainer for the backend that Keras runs on; arguments and errors as `HeadTrainer`.
+
+    Raises:
+        UsageError: Keras runs on another backend than TensorFlow and JAX.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return HeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size)
+    if backend == "jax":
+        from rayml.training_jax import JaxHeadTrainer
+
+        return JaxHeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size)
+    raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
+
+
 class HeadTrainer:
-    """Trains heads of one size on one set of features, one at a time.
+    """Trains heads of one size on one set of features, one at a time, with Keras on TensorFlow.
 
     Arguments:
         data: both splits; copied to the device once.
@@ -65,7 +86,6 @@ class HeadTrainer:
 
     def __init__(self, data: TrainingData, *, size_inner: int, dropout: float = 0.0, batch_size: int = 32) -> None:
         import keras
-        import tensorflow as tf
 
         check_head_settings(learning_rate=1.0, size_inner=size_inner, dropout=dropout)
         self.data = data
@@ -73,17 +93,35 @@ class HeadTrainer:
         self._seed = 0
         self._shape = (data.train_features.shape[1], size_inner, len(data.classes), dropout)
         self._model = build_head(*self._shape, seed=0)
-        # Variables, so that one compiled epoch serves every rate of a search; at 0 both leave each bit as it is.
-        self._smoothing = tf.Variable(0.0)
         self._optimizer = keras.optimizers.AdamW(weight_decay=0.0)
-        self._optimizer.weight_decay = tf.Variable(0.0)
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-        depth = len(data.classes)
+        self._batch_size = min(batch_size, len(data.train_labels))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Put the data onto the device, and make what `_compiled_epoch` needs beside it."""
+        import tensorflow as tf
+
+        # Variables, so that one compiled epoch serves every rate of a search; at 0 both leave each bit as it is.
+        self._smoothing = tf.Variable(0.0)
+        self._optimizer.weight_decay = tf.Variable(0.0)
+        data, depth = self.data, len(self.data.classes)
         self._train = (device_vectors(data.train_features), tf.one_hot(data.train_labels, depth))
         self._validation = (device_vectors(data.validation_features), tf.one_hot(data.validation_labels, depth))
-        self._batch_size = min(batch_size, len(data.train_labels))
         self._compiled_epoch = tf.function(self._epoch, jit_compile=True, autograph=False)
+
+    def _regularise(self, weight_decay: float, label_smoothing: float) -> None:
+        """Set both for the epochs to come."""
+        self._optimizer.weight_decay.assign(weight_decay)
+        self._smoothing.assign(label_smoothing)
+
+    def _sums(self, order: NDArray[np.int32]) -> tuple[Any, Any, Any, Any]:
+        """Train an epoch: the sums of losses and of right answers, in training and in validation."""
+        import tensorflow as tf
+
+        found: tuple[Any, Any, Any, Any] = self._compiled_epoch(tf.constant(order))
+        return found
 
     def start(
         self, *, seed: int, learning_rate: float, weight_decay: float = 0.0, label_smoothing: float = 0.0
@@ -117,15 +155,12 @@ class HeadTrainer:
         for variable in self._optimizer.variables:
             variable.assign(np.zeros(variable.shape))
         self._optimizer.learning_rate = learning_rate
-        self._optimizer.weight_decay.assign(weight_decay)
-        self._smoothing.assign(label_smoothing)
+        self._regularise(weight_decay, label_smoothing)
 
     def run_epoch(self) -> EpochMetrics:
         """Train one more epoch over every picture, in an order of its own that the seed and the epoch decide."""
-        import tensorflow as tf
-
         order = epoch_order(self._seed, self.completed_epochs, len(self.data.train_labels))
-        loss, hits, val_loss, val_hits = (float(value) for value in self._compiled_epoch(tf.constant(order)))
+        loss, hits, val_loss, val_hits = (float(value) for value in self._sums(order))
         self.completed_epochs += 1
         trained, validated = len(self.data.train_labels), len(self.data.validation_labels)
         # Divided in float64, so that an accuracy is the very fraction that counting the answers gives.

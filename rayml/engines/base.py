@@ -13,11 +13,15 @@ import ctypes
 import os
 import sys
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayml.errors import UsageError
+
+# Pictures that go through a Keras model at once: beyond it nothing gets faster, and memory grows.
+KERAS_CPU_BATCH, KERAS_GPU_BATCH = 32, 128
 
 
 class Engine(ABC):
@@ -65,6 +69,18 @@ class MissingPackage(UsageError):
             f"the engine needs the package {' or '.join(packages)}. Received: it is not installed",
             " or ".join(f'pip install "rayml[{package}]"' for package in packages),
         )
+
+
+def keras_shape(model: Any) -> tuple[int, int]:
+    """The side in px and the number of outputs K of a Keras model, uint8 (N, H, W, 3) -> float32 (N, K).
+
+    Raises:
+        ValueError: the model takes or gives something else.
+    """
+    takes, gives = tuple(model.input_shape), tuple(model.output_shape)
+    if len(takes) != 4 or takes[1] is None or takes[1] != takes[2] or takes[3] != 3 or len(gives) != 2:
+        raise ValueError(f"the model must be (N, size, size, 3) -> (N, outputs). Received: {takes} -> {gives}")
+    return int(takes[1]), int(gives[1])
 
 
 def is_missing(error: ImportError, package: str) -> bool:

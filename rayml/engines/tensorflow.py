@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.engines.base import Engine, MissingPackage, is_missing
-
-# Pictures that go through the network at once: beyond it nothing gets faster, and memory grows.
-_CPU_BATCH, _GPU_BATCH = 32, 128
+from rayml.engines.base import KERAS_CPU_BATCH, KERAS_GPU_BATCH, Engine, MissingPackage, is_missing, keras_shape
 
 
 class TensorFlowEngine(Engine):
@@ -37,12 +34,9 @@ class TensorFlowEngine(Engine):
             if is_missing(error, "tensorflow"):
                 raise MissingPackage("tensorflow") from None
             raise
-        takes, gives = tuple(model.input_shape), tuple(model.output_shape)
-        if len(takes) != 4 or takes[1] is None or takes[1] != takes[2] or takes[3] != 3 or len(gives) != 2:
-            raise ValueError(f"the model must be (N, size, size, 3) -> (N, outputs). Received: {takes} -> {gives}")
-        self.image_size_px, self.outputs = int(takes[1]), int(gives[1])
-        signature = [tf.TensorSpec((None, takes[1], takes[2], 3), tf.uint8)]
-        self._batch = _GPU_BATCH if tf.config.list_physical_devices("GPU") else _CPU_BATCH
+        self.image_size_px, self.outputs = keras_shape(model)
+        signature = [tf.TensorSpec((None, self.image_size_px, self.image_size_px, 3), tf.uint8)]
+        self._batch = KERAS_GPU_BATCH if tf.config.list_physical_devices("GPU") else KERAS_CPU_BATCH
         self._function = tf.function(lambda images: model(images, training=False), input_signature=signature)
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:

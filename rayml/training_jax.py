@@ -1,0 +1,111 @@
+"""`rayml.training` for Keras on JAX: the same epoch as one jitted function without side effects.
+
+Keras keeps weights, Adam's state and dropout's random state in variables; here they go into the function and come out
+of it, as JAX wants it (Keras' `stateless_call` and `stateless_apply`). Dropout draws other numbers than on TensorFlow:
+the two backends have random generators of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayml.training import VALIDATION_BATCH, HeadTrainer
+
+_State = tuple[list[Any], list[Any], list[Any]]
+
+
+class JaxHeadTrainer(HeadTrainer):
+    """Trains heads of one size on one set of features, one at a time, with Keras on JAX."""
+
+    def _prepare(self) -> None:
+        import jax
+
+        classes = len(self.data.classes)
+        self._train = (
+            jax.device_put(self.data.train_features),
+            jax.device_put(np.eye(classes, dtype=np.float32)[self.data.train_labels]),
+        )
+        self._validation = (
+            jax.device_put(self.data.validation_features),
+            jax.device_put(np.eye(classes, dtype=np.float32)[self.data.validation_labels]),
+        )
+        self._regularise(0.0, 0.0)
+        # The data are arguments: as constants they would be part of the compiled program.
+        self._compiled_epoch = jax.jit(self._jitted, donate_argnums=0)
+
+    def _regularise(self, weight_decay: float, label_smoothing: float) -> None:
+        self._weight_decay, self._smoothing = np.float32(weight_decay), np.float32(label_smoothing)
+
+    def _sums(self, order: NDArray[np.int32]) -> tuple[Any, Any, Any, Any]:
+        model, optimizer = self._model, self._optimizer
+        lists = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+        state, sums = self._compiled_epoch(
+            tuple([variable.value for variable in each] for each in lists),
+            order,
+            self._train,
+            self._validation,
+            self._weight_decay,
+            self._smoothing,
+        )
+        for variables, values in zip(lists, state, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        found: tuple[Any, Any, Any, Any] = sums
+        return found
+
+    def _jitted(
+        self, state: _State, order: Any, train: Any, validation: Any, weight_decay: Any, smoothing: Any
+    ) -> tuple[_State, tuple[Any, Any, Any, Any]]:
+        """State and int32 (N,) -> the state after the epoch; the sums of losses and right answers, float32."""
+        import jax
+        import jax.numpy as jnp
+
+        features, one_hot = train
+        size = self._batch_size
+        full = len(one_hot) // size
+
+        def step(state: _State, batch: Any) -> tuple[_State, tuple[Any, Any]]:
+            return self._jax_step(state, features[batch], one_hot[batch], weight_decay, smoothing)
+
+        state, (losses, hits) = jax.lax.scan(step, state, jnp.reshape(order[: full * size], (full, size)))
+        loss, hits = losses.sum(), hits.sum()
+        if len(one_hot) > full * size:
+            state, (rest_loss, rest_hits) = step(state, order[full * size :])
+            loss, hits = loss + rest_loss, hits + rest_hits
+        trainable, constant, _ = state
+        val_loss: Any = 0.0
+        val_hits: Any = 0.0
+        for at in range(0, len(validation[1]), VALIDATION_BATCH):
+            part, truth = (array[at : at + VALIDATION_BATCH] for array in validation)
+            logits, _ = self._model.stateless_call(trainable, constant, part, training=False)
+            val_loss += self._loss(truth, logits) * len(part)
+            val_hits += _hits(truth, logits)
+        return state, (loss, hits, val_loss, val_hits)
+
+    def _jax_step(
+        self, state: _State, features: Any, one_hot: Any, weight_decay: Any, smoothing: Any
+    ) -> tuple[_State, tuple[Any, Any]]:
+        """One batch: float32 (B, D) and (B, C) -> the sum of its losses and its right answers before the update."""
+        import jax
+
+        trainable, constant, adam = state
+
+        def loss_of(trainable: list[Any]) -> tuple[Any, tuple[Any, list[Any]]]:
+            logits, changed = self._model.stateless_call(trainable, constant, features, training=True)
+            # As Keras smooths: keras.losses.categorical_crossentropy.
+            return self._loss(one_hot * (1.0 - smoothing) + smoothing / one_hot.shape[1], logits), (logits, changed)
+
+        (loss, (logits, constant)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        self._optimizer.weight_decay = weight_decay  # Read while this is traced, and never afterwards.
+        trainable, adam = self._optimizer.stateless_apply(adam, gradients, trainable)
+        self._optimizer.weight_decay = 0.0
+        return (trainable, constant, adam), (loss * len(features), _hits(one_hot, logits))
+
+
+def _hits(one_hot: Any, logits: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.sum(jnp.argmax(one_hot, -1) == jnp.argmax(logits, -1)).astype(jnp.float32)
