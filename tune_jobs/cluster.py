@@ -19,7 +19,11 @@ CONNECT_TIMEOUT_S = 5.0  # A Ray head that does not take a TCP connection in thi
 
 # What every process of the search inherits. TensorFlow reports its processor's abilities on each import otherwise,
 # and Ray reports usage to its makers.
-_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
+_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX takes memory as it needs it: trials may share a graphics processor.
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def _connect(address: str) -> None:
     if address != "auto":
         _check_reachable(address)
     try:
-        environment = {"env_vars": _ENVIRONMENT}
+        backend = {"KERAS_BACKEND": os.environ["KERAS_BACKEND"]} if "KERAS_BACKEND" in os.environ else {}
+        environment = {"env_vars": _ENVIRONMENT | backend}
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise SearchError(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import BackboneSpec
-from rayml.errors import InputError, RaymlError, SearchError
+from rayml.errors import InputError, RaymlError, SearchError, UsageError
 from rayml.features import FeatureBank
 from rayml.frozen import ENGINE_TOLERANCE
 from rayml.images import load_pixels
@@ -83,7 +83,7 @@ class FeatureWorker:
         if self._spec is None:
             engine: Engine = load_engine(graph, threads=self._threads, streams=self._threads)
         else:
-            engine = _on_gpu(self._spec)
+            engine = keras_engine(self._spec)
         difference, scale = float(np.abs(engine(pictures) - expected).max()), float(np.abs(expected).max())
         if not difference <= ENGINE_TOLERANCE * scale:
             raise SearchError(
@@ -131,10 +131,26 @@ def store(bank: FeatureBank, digests: Sequence[str], vectors: NDArray[np.float32
         bank.write([digests[row] for row in good], vectors[good])
 
 
-def _on_gpu(spec: BackboneSpec) -> Engine:
-    import tensorflow as tf
+def keras_engine(spec: BackboneSpec) -> Engine:
+    """The backbone under Keras, on a graphics processor where there is one, on the backend that Keras runs on.
+
+    Raises:
+        WeightsError: as `rayml.backbones.build_base`.
+        UsageError: Keras runs on another backend than TensorFlow and JAX.
+    """
+    import keras
 
     from rayml.backbones import feature_model
+
+    backend = keras.backend.backend()
+    if backend == "jax":
+        from rayml.engines.jax import JaxEngine
+
+        return JaxEngine(feature_model(spec))
+    if backend != "tensorflow":
+        raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
+    import tensorflow as tf
+
     from rayml.engines.tensorflow import TensorFlowEngine
 
     # Newer graphics processors round a float32 convolution's inputs to 10 bits by default: no longer float32.

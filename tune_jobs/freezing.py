@@ -42,7 +42,8 @@ class Freezing:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,  # TensorFlow tells there how it finds the machine.
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                # Keras gives its graph to ONNX through TensorFlow, whatever it trains on.
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
             )
             assert self._process.stdin is not None
             self._process.stdin.write(pickle.dumps((spec, cache)))

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import astuple
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -83,5 +82,5 @@ def test_pictures_give_the_same_features(
 
 def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    with pytest.raises(UsageError, match="KERAS_BACKEND must be tensorflow or jax. Received: torch"):
+    with pytest.raises(UsageError, match=r"KERAS_BACKEND must be tensorflow or jax\. Received: torch"):
         head_trainer(vectors(), size_inner=4)

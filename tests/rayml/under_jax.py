@@ -1,4 +1,4 @@
-"""What `test_training_jax` runs in a process whose Keras runs on JAX: heads on given vectors, features of given pictures.
+"""What `test_training_jax` runs where Keras runs on JAX: heads on given vectors, features of given pictures.
 
 Reads arrays from the first file named, writes arrays to the second.
 """
@@ -11,10 +11,10 @@ from dataclasses import astuple
 import keras
 import numpy as np
 
-from rayml.backbones import backbone_spec, feature_model
-from rayml.engines.jax import JaxEngine
+from rayml.backbones import backbone_spec
 from rayml.training import HeadTrainer, TrainingData, head_trainer
 from rayml.training_jax import JaxHeadTrainer
+from tune_jobs.feature_worker import keras_engine
 
 CASES = {
     "plain": {"batch_size": 32, "weight_decay": 0.0, "label_smoothing": 0.0},
@@ -61,7 +61,9 @@ def main(given: str, made: str) -> None:
     trainer.restore(state)
     assert [trainer.run_epoch() for _ in range(2)] == onwards
 
-    found["features"] = JaxEngine(feature_model(backbone_spec("tiny")))(arrays["pictures"])
+    engine = keras_engine(backbone_spec("tiny"))
+    assert engine.name == "jax"
+    found["features"] = engine(arrays["pictures"])
     assert "tensorflow" not in sys.modules
     np.savez(made, **found)
 
