@@ -60,6 +60,7 @@ _FIRST_ANSWER_TIMEOUT_S = 60.0
 # Serve and Ray end within 4 s; after this the remaining processes are killed.
 _END_GRACE_S = 15.0
 # Ray's smallest object store, in bytes: requests do not pass through it.
+_RAY_STARTS = 3  # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
 _OBJECT_STORE_BYTES = 80 * 2**20
 # Sockets in the run's folder have paths of up to 85 characters below it, and a Unix socket's path at most 107.
 _MAX_TEMP_PATH = 20
@@ -129,7 +130,6 @@ class Server:
         environment.enter(self._folder, self.settings)
         pipe = self._folder / "log"
         LogReader(pipe, sys.stderr)
-        import ray
         from ray import serve
 
         from serving.app import APP_NAME, Access, AppArguments, build
@@ -137,17 +137,7 @@ class Server:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         settings = self.settings
         try:
-            ray.init(
-                address="local",
-                num_cpus=usable_cores(),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(self._folder / "ray"),
-            )
+            self._start_ray(self._folder / "ray")
             quiet = {"log_level": "ERROR", "enable_access_log": False}
             # Replicas listen where this says; HAProxy listens where `serving.haproxy` says.
             http = {"host": "127.0.0.1", "port": settings.port, "keep_alive_timeout_s": 90}
@@ -175,6 +165,28 @@ class Server:
         except Exception as error:
             raise _why_not_started(error) from error
         return registry.root, name
+
+    @staticmethod
+    def _start_ray(temp: Path) -> None:
+        import ray
+
+        for tries_left in reversed(range(_RAY_STARTS)):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=usable_cores(),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(temp),
+                )
+                return
+            except Exception as error:
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
 
     def _end(self) -> None:
         self._notes.close()

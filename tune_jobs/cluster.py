@@ -15,6 +15,7 @@ from rayml.errors import RaymlError, SearchError, UsageError
 
 T = TypeVar("T")
 
+LOCAL_STARTS = 3  # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
 CONNECT_TIMEOUT_S = 5.0  # A Ray head that does not take a TCP connection in this time is not there.
 
 # What every process of the search inherits. TensorFlow reports its processor's abilities on each import otherwise,
@@ -104,14 +105,17 @@ def _connect(address: str) -> None:
     if address == "local":
         # Ray would write a token into the home folder, readable for every user of the machine.
         with _variable("RAY_AUTH_TOKEN", secrets.token_hex(32)):
-            try:
-                ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-            except Exception as error:  # Ray raises a bare Exception where its own processes are not up in 30 seconds.
-                raise SearchError(
-                    f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
-                    "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
-                ) from None
-        return
+            for tries_left in reversed(range(LOCAL_STARTS)):
+                try:
+                    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                    return
+                except Exception as error:  # A bare one, where Ray's own processes are not up in 30 seconds.
+                    if tries_left and "timed out during startup" in str(error):
+                        continue
+                    raise SearchError(
+                        f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
+                        "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
+                    ) from None
     if address != "auto":
         _check_reachable(address)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ from tune_jobs.runfolder import (
 from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
 
-REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "keras", "numpy", "onnx", "openvino", "pillow")
+REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "jax", "keras", "numpy", "onnx", "openvino", "pillow")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def plan_tune(settings: SearchSettings, progress: Progress) -> Plan:
     run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
     stages = Stages(progress)
     settings = _with_storage(settings)
+    _check_keras(settings)
     spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
     manifest = _scan(settings, stages, progress)
     with ExitStack() as stack:
@@ -145,6 +148,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             )
         if record is not None:
             check_same_search(settings, record)
+        _check_keras(settings)
         spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
         if settings.mlflow:
             Server(settings.mlflow)  # Rather now than after the features.
@@ -185,6 +189,21 @@ def _with_storage(settings: SearchSettings) -> SearchSettings:
     if settings.storage_path is None:
         return settings
     return replace(settings, storage_path=check_storage(settings.storage_path))
+
+
+def _check_keras(settings: SearchSettings) -> None:
+    """Refuse a backend of Keras that the search cannot use; Keras itself, which takes seconds, is not loaded here."""
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend not in ("tensorflow", "jax"):
+        raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
+    if backend == "jax" and settings.mode == END_TO_END:
+        raise UsageError(
+            "--mode end-to-end needs Keras on TensorFlow. Received: KERAS_BACKEND=jax", "Unset KERAS_BACKEND."
+        )
+    if backend == "jax" and find_spec("jax") is None:
+        raise UsageError(
+            "KERAS_BACKEND=jax needs the package jax. Received: it is not installed", 'pip install "rayml[jax]"'
+        )
 
 
 def _make(run: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayml.end_to_end import EndToEndTrainer, PixelData
-from rayml.training import HeadTrainer, TrainingData
+from rayml.training import HeadTrainer, TrainingData, head_trainer
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, write_checkpoint
 from tune_jobs.records import EpochRow
 
@@ -83,9 +83,11 @@ def _report(row: EpochRow) -> dict[str, Any]:
 
 
 def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrainer | EndToEndTrainer:
-    import tensorflow as tf
+    import keras
 
-    if not _trainers:
+    if not _trainers and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
         tf.config.threading.set_intra_op_parallelism_threads(config["threads"])
         tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
@@ -102,6 +104,6 @@ def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrai
         else:
             while len(_trainers) >= KEPT_HEADS:
                 del _trainers[next(iter(_trainers))]
-            found = HeadTrainer(data, **shape)
+            found = head_trainer(data, **shape)
     _trainers[key] = found
     return found

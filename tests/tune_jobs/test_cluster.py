@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from rayml.errors import SearchError, WeightsError
-from tune_jobs.cluster import on_this_node
+from tune_jobs import cluster
+from tune_jobs.cluster import LOCAL_STARTS, on_this_node
 
 
 def test_a_ray_that_is_connected_already_is_used_and_left(ray_cluster: str) -> None:
@@ -97,3 +98,25 @@ def test_a_ray_that_does_not_come_up_is_said_in_a_line(monkeypatch: pytest.Monke
 
 def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:
     assert _connect(ray_cluster) == ("1", "2")
+
+
+@pytest.mark.parametrize(("late", "tries"), [(1, 2), (9, LOCAL_STARTS)])
+def test_a_ray_that_a_busy_machine_starts_late(late: int, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's processes have 30 seconds; then it raises this bare Exception."""
+    import ray
+
+    calls: list[dict[str, object]] = []
+
+    def init(**arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) <= late:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    if late < LOCAL_STARTS:
+        cluster._connect("local")
+    else:
+        with pytest.raises(SearchError, match="could not be started") as caught:
+            cluster._connect("local")
+        assert "uptime" in caught.value.hint
+    assert len(calls) == tries

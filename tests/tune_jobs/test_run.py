@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -366,6 +367,36 @@ def test_as_a_cluster_job(folder: Path, summary: RunSummary, tmp_path: Path) -> 
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.splitlines()[0].startswith("Error: --out must be a new folder")
     assert len(again.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "said"),
+    [
+        ("torch", "features", "KERAS_BACKEND must be tensorflow or jax. Received: torch"),
+        ("jax", "end-to-end", "--mode end-to-end needs Keras on TensorFlow. Received: KERAS_BACKEND=jax"),
+    ],
+)
+def test_backends_that_cannot_be(
+    backend: str, mode: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    for function in (run_tune, plan_tune):
+        with pytest.raises(UsageError) as caught:
+            function(settings(tmp_path, mode=mode), QUIET)
+        assert caught.value.message == said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rayml", "tune", str(folder / "photos"), "--out", str(tmp_path / "run"), "--json"]
+    command += ["--backbone", "tiny", "--size-inner", "16", "--learning-rate", "0.01", "--epochs", "4"]
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "RAYML_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["best"]["val_accuracy"] > 3 * answer["largest_class_share"]
+    assert "jax" in json.loads((tmp_path / "run" / "run.json").read_text())["versions"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"]])
