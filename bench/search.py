@@ -42,7 +42,7 @@ from measure import machine, spread, versions, write_result  # noqa: E402
 
 TRAIN, VALIDATION, FEATURES, CLASSES = 3068, 341, 2048, 10
 SIZES, RATES, EPOCHS = (10, 100, 1000), (0.0001, 0.001, 0.01, 0.1), 10
-RIVALS = ("tensorflow-cpu==2.21.0", "keras-tuner==1.4.8", "ray[tune]==2.60.0")
+RIVALS = ("tensorflow-cpu==2.21.0", "keras-tuner==1.4.8", "tensorboard==2.21.0", "ray[tune]==2.60.0")
 PHOTO_PX, SHARE_OF_PHOTOS = 150, 0.1
 ONLY = ("bare", "rayml", "keras_tuner", "ray_tune", "full_model")
 

@@ -185,12 +185,12 @@ except SearchError as error:
 
 
 @pytest.mark.slow
-def test_a_search_tells_a_real_server(tmp_path: Path) -> None:
+def test_a_search_tells_a_real_server(tmp_path: Path, ray_cluster: str) -> None:
     write_sample(tmp_path / "photos", train_per_class=3, validation_per_class=2)
     with serving(tmp_path) as (url, process):
         grid = ["--backbone", "tiny", "--size-inner", "4,8", "--learning-rate", "0.01", "--epochs", "2"]
         command = ["tune", tmp_path / "photos", "--out", tmp_path / "run", *grid, "--scheduler", "none"]
-        command += ["--cache", tmp_path / "cache", "--mlflow", url, "--json"]
+        command += ["--cache", tmp_path / "cache", "--address", ray_cluster, "--mlflow", url, "--json"]
         done = with_mlflow(SEARCH, *command)
         assert done.returncode == 0, done.stderr
         assert "mlflow" not in done.stderr
