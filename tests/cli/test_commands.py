@@ -174,7 +174,6 @@ def test_weights_that_do_not_fit(photos: Path, tmp_path: Path, run: Any, ray_clu
         ("epoch: 3\n", "epoch: is no setting; did you mean epochs? Received: 3"),
         ("epochs: many\n", "epochs: input should be a valid integer. Received: many"),
         ("size_inner: ten\n", "size_inner: input should be a valid integer, a list or a range. Received: ten"),
-        ("learning_rate: {loguniform: [1e-5, 0.1]}\n", "num_samples must say how often to draw from a range"),
         ("- 1\n", "must hold `setting: value` lines"),
         ("a: [1\n", "must be YAML"),
     ],
