@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rayml.errors import RaymlError, SearchError, UsageError
 
@@ -159,6 +159,8 @@ def _check_reachable(address: str) -> None:
 def on_this_node(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a process of its own on the driver's machine, so that what it imports goes with it.
 
+    Keras runs on TensorFlow there, whatever trials use: through it Keras gives its graphs to ONNX.
+
     Raises:
         RaymlError: what the function raised.
     """
@@ -167,7 +169,10 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give.
-    task = ray.remote(function).options(num_cpus=0, max_retries=1, scheduling_strategy=here)
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
+    if "KERAS_BACKEND" in os.environ:
+        options["runtime_env"] = {"env_vars": {"KERAS_BACKEND": "tensorflow"}}
+    task = ray.remote(function).options(**options)
     try:
         result: T = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
