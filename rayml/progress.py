@@ -9,6 +9,7 @@ from typing import Protocol
 
 import rich.console
 import rich.progress
+import rich.table
 
 LINE_EVERY_S = 10.0  # Plain lines go into logs: often enough to see that it lives, seldom enough to be read.
 
@@ -51,10 +52,10 @@ class Progress:
     def _bar(self, what: str, total: int, unit: str, even: bool) -> Iterator[Advance]:
         columns = (
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=40 if even else 10),
             rich.progress.MofNCompleteColumn(),
             *((rich.progress.TextColumn("{task.fields[rate]}"), rich.progress.TimeRemainingColumn()) if even else ()),
-            rich.progress.TextColumn("{task.fields[note]}"),
+            rich.progress.TextColumn("{task.fields[note]}", table_column=rich.table.Column(no_wrap=False)),
         )
         start = time.monotonic()
         with rich.progress.Progress(*columns, console=self._console) as bars:

@@ -66,3 +66,10 @@ def test_a_piece_of_work_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress().bar("features", 0, "photos"):
         pass
     assert capsys.readouterr().out == ""
+
+
+def test_work_whose_pieces_take_unequal_times_is_not_reckoned_by_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress().bar("trials", 3, "trials", even=False) as advance:
+        advance(1, "at most 9 s left")
+        advance(2, "none left")
+    assert capsys.readouterr().err.splitlines() == ["trials: 3/3 trials, none left"]
