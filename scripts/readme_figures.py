@@ -88,6 +88,34 @@ def grid(result: Result) -> Iterator[str]:
     yield f"`python bench/grid.py`: {where(result, 'grid')}. The factor is computed from one epoch, not run."
 
 
+def search(result: Result) -> Iterator[str]:
+    """bench/search.py: what a search costs beyond its arithmetic, and beside other ways."""
+    rows = {
+        "bare 12": "the arithmetic alone, in a plain loop",
+        "rayml 12": "**rayml's search**, with history, ledger and checkpoints",
+        "ray_tune": "Ray Tune with plain `model.fit`",
+        "keras_tuner": "KerasTuner's GridSearch",
+    }
+    yield f"| 12 heads x {result['epochs']} epochs on cached features, {result['rounds']} rounds | seconds |"
+    yield "|---|---|"
+    for name, what in rows.items():
+        if name in result:
+            yield f"| {what} | {number(median(result[name]['seconds']))} |"
+    yield ""
+    yield from _missed(result["claims"])
+    yield (
+        "Ray's start is not counted; TensorFlow's import is in rayml's and Ray Tune's figures, whose workers load it. "
+        f"`python bench/search.py`: {where(result, 'search')}."
+    )
+
+
+def _missed(claims: dict[str, bool]) -> Iterator[str]:
+    """What a benchmark claims and did not find."""
+    if missed := [claim for claim, holds in claims.items() if not holds]:
+        yield "What the benchmark claims and did not hold here: " + "; ".join(missed) + "."
+        yield ""
+
+
 def feature_pass(result: Result) -> Iterator[str]:
     """bench/feature_pass.py: our actors beside Ray Data."""
     sides, ratio = result["sides"], median(result["ray_data_by_actors"])
@@ -118,10 +146,7 @@ def serving(result: Result) -> Iterator[str]:
         cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
         yield f"| {NAMES[name]} | " + " | ".join(cells) + " |"
     yield ""
-    missed = [claim for claim, holds in result["claims"].items() if not holds]
-    if missed:
-        yield "What the benchmark claims and did not hold here: " + "; ".join(missed) + "."
-        yield ""
+    yield from _missed(result["claims"])
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, 'serving')}."
 
 
@@ -146,7 +171,12 @@ def scale(result: Result) -> Iterator[str]:
     )
 
 
-TABLES: dict[str, Callable[[Result], Iterator[str]]] = {"grid": grid, "feature_pass": feature_pass, "serving": serving}
+TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
+    "grid": grid,
+    "search": search,
+    "feature_pass": feature_pass,
+    "serving": serving,
+}
 
 
 def block(results: Path = ROOT / "bench" / "results") -> str:

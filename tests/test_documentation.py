@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -430,6 +432,67 @@ def test_an_invented_message_is_caught() -> None:
 def test_the_figures_are_those_of_the_results() -> None:
     text = PAGES["README.md"]
     assert readme_figures.filled(text) == text, "python -m scripts.readme_figures renews them"
+
+
+def test_new_results_become_tables(tmp_path: Path) -> None:
+    machine = {"processor": "CPU", "cores": 2, "memory_gib": 23.6, "python": "3.11.7", "date": "2026-01-02"}
+
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "min": value, "max": value}
+
+    def server(per_s: float) -> dict[str, Any]:
+        figures = {"per_s": per_s, "cpu_ms": 12.34, "p50_ms": 5.0, "p99_ms": 432.1, "failures": 0.0}
+        return {n: {key: spread(value) for key, value in figures.items()} for n in ("1", "8", "32")}
+
+    results = {
+        "serving": {
+            "machine": machine,
+            "bundle": "xception at 150 px",
+            "rounds": 3,
+            "seconds": 10.0,
+            "figures": {"rayml": server(77.7), "bare": server(1234.5), "flask_keras": server(18.2)},
+            "claims": {"this holds": True, "8: throughput 0.060 of the bare model's, at least 0.97": False},
+        },
+        "search": {
+            "machine": machine,
+            "rounds": 3,
+            "epochs": 10,
+            "bare 12": {"seconds": spread(15.0)},
+            "rayml 12": {"seconds": spread(31.4)},
+            "claims": {"12 cells: 2.1 of the arithmetic, at most 1.3": False},
+        },
+        "feature_pass": {
+            "machine": machine,
+            "photos": 3409,
+            "backbone": "xception",
+            "image_size": 150,
+            "rounds": 5,
+            "sides": {"actors": {"seconds": spread(40.2)}, "ray_data": {"seconds": spread(44.8)}},
+            "ray_data_by_actors": spread(1.114),
+        },
+    }
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    text = readme_figures.filled(f"a {readme_figures.BEGIN} stale figures {readme_figures.END} b", tmp_path)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        ["12 heads x 10 epochs on cached features, 3 rounds", "seconds"],
+        ["the arithmetic alone, in a plain loop", "15"],
+        ["**rayml's search**, with history, ledger and checkpoints", "31"],
+        [
+            "xception at 150 px, 3 rounds of 10 s",
+            *(f"requests/s at {n}" for n in (1, 8, 32)),
+            "p99 at 32, ms",
+            "processor ms a request at 8",
+        ],
+        ["the bare model in a loop, no server", "1,234", "1,234", "1,234", "432", "12"],
+        ["**rayml serve**", "78", "78", "78", "432", "12"],
+        ["Flask and gunicorn, Keras `predict`", "18", "18", "18", "432", "12"],
+    ]
+    assert "did not hold here: 12 cells: 2.1 of the arithmetic, at most 1.3." in text
+    assert "did not hold here: 8: throughput 0.060 of the bare model's, at least 0.97." in text
+    assert "40 s by rayml's actors and 45 s as a pipeline of Ray Data (a factor of 1.11, 5 rounds; CPU, 2 cores" in text
+    assert "stale" not in text and text.endswith(f"{readme_figures.END} b")
 
 
 # --- the reader of Markdown
