@@ -203,6 +203,8 @@ def summarise(rounds: list[dict[str, dict[str, float]]], sizes: Sequence[int]) -
         if cells != 12 and {f"bare {cells}", f"rayml {cells}"} <= set(names):
             beyond = [(one[f"rayml {cells}"]["seconds"] - one[f"bare {cells}"]["seconds"]) / cells for one in rounds]
             found[f"overhead_s_a_trial_{cells}"] = spread(beyond)
+            imports = [one[f"bare {cells}"]["import_s"] / cells for one in rounds]  # Once a worker; of the overhead
+            found[f"overhead_s_a_trial_{cells}_for_tensorflow"] = spread(imports)  # the part that is TensorFlow's.
             median = found[f"overhead_s_a_trial_{cells}"]["median"]
             claims[f"{cells} cells: {median} s a trial beyond the arithmetic, at most 0.3"] = median <= 0.3
     return {**found, "claims": claims}
