@@ -42,20 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a cluster, a server or a file's fixtures stays together, for `pytest -n 2 --dist loadgroup`.
+    """What shares the server or a file's fixtures stays together, for `pytest -n 2 --dist loadgroup`.
 
-    In parallel the two long groups come first, one for each worker. One after the other they come last: cluster and
-    server stay up from their first test on, taking from the others.
+    In parallel the long groups come first: the server's on one worker, the files that need a cluster on whichever is
+    free. One after the other they come last: cluster and server stay up from their first test on, taking from the rest.
     """
-    ranks = {"ray_cluster": 1, "live": 2}
-    groups = []
+    ranks = []
     for item in items:
         names = getattr(item, "fixturenames", ())
-        group = next((name for name in sorted(ranks, key=ranks.__getitem__, reverse=True) if name in names), None)
-        groups.append(ranks.get(group or "", 0))
-        item.add_marker(pytest.mark.xdist_group(group or str(item.path)))
+        ranks.append(2 if "live" in names else 1 if "ray_cluster" in names else 0)
+        item.add_marker(pytest.mark.xdist_group("live" if "live" in names else str(item.path)))
     sign = -1 if "PYTEST_XDIST_WORKER" in os.environ else 1
-    order = sorted(range(len(items)), key=lambda at: sign * groups[at])
+    order = sorted(range(len(items)), key=lambda at: sign * ranks[at])
     items[:] = [items[at] for at in order]
 
 
