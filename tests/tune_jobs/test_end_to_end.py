@@ -53,6 +53,7 @@ def figures(run: Path) -> list[list[str]]:
         return [list(row.values())[:-1] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_frozen_network_gives_the_bundle_of_its_features(folder: Path, ray_cluster: str) -> None:
     cached = run_tune(settings(folder, out=folder / "cached", **SMALL), QUIET)
     whole = run_tune(settings(folder, out=folder / "whole", mode="end-to-end", **SMALL), QUIET)
@@ -90,6 +91,7 @@ def test_a_tuned_network_is_what_is_served(tuned: RunSummary, folder: Path) -> N
     assert not list(tuned.run.glob(".tuned-*"))
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_interrupted(tuned: RunSummary, folder: Path, tmp_path: Path) -> None:
     """As a driver leaves it that was killed in the last epoch, when tuned layers were in the checkpoint."""
     run = Path(shutil.copytree(tuned.run, tmp_path / "run"))
