@@ -66,7 +66,8 @@ class Standing:
             cell = self._cells[self._best.trial_id]
             where = f"size_inner {cell['size_inner']}, rate {cell['learning_rate']:.3g}, epoch {self._best.epoch}"
             parts.insert(0, f"best {self._best.metrics.val_accuracy:.4f} ({where})")
-        if self._since and self._left:
+        # Before a trial has ended, nearly all the time went into TensorFlow's import and the compilation.
+        if self._since and self._left and self._ended:
             seconds = self._left * (self._clock() - self._started) / self._since
             parts.append(f"at most {duration(seconds)} left")
         return ", ".join(parts)
