@@ -7,6 +7,7 @@ first process of a machine that needs it brings the vectors together in two file
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayml.data import TRAIN, VALIDATION, Manifest
 from rayml.errors import RaymlError
-from rayml.features import FeatureBank, array_header
+from rayml.features import FeatureBank, array_header, packed
 from rayml.storage import FolderStore, alone
 from rayml.training import TrainingData
 
@@ -46,6 +48,29 @@ class Recipe:
     validation_labels: NDArray[np.int32]
     classes: tuple[str, ...]
     digest: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, bank: FeatureBank, folder: Path) -> Recipe:
+        """The recipe of a data set.
+
+        Arguments:
+            bank: holds the features of its pictures.
+            folder: of each machine, for data sets brought together.
+        """
+        numbers = {label: number for number, label in enumerate(manifest.classes)}
+        splits = [manifest.split(split) for split in (TRAIN, VALIDATION)]
+        pictures = [packed([photo.sha256 for photo in photos]) for photos in splits]
+        labels = [np.array([numbers[photo.label] for photo in photos], np.int32) for photos in splits]
+        return cls(
+            bank=bank,
+            folder=folder,
+            train=pictures[0],
+            train_labels=labels[0],
+            validation=pictures[1],
+            validation_labels=labels[1],
+            classes=manifest.classes,
+            digest=hashlib.sha256(f"{bank.folder.name} {manifest.digest}".encode()).hexdigest(),
+        )
 
 
 @dataclass(frozen=True, eq=False)

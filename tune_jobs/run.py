@@ -6,40 +6,30 @@ sample with `backbone: tiny` takes about a minute on two cores.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rayml.backbones import TINY, BackboneSpec, backbone_spec
-from rayml.bundle import BundleContents, Golden, Training, write_bundle
+from rayml.backbones import BackboneSpec, backbone_spec
 from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
 from rayml.end_to_end import Network, PixelData
 from rayml.errors import RaymlError, SearchError, UsageError
-from rayml.evaluation import scores
-from rayml.features import FeatureBank, packed
+from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, default_cache, find_frozen, freeze, share_frozen
 from rayml.gathered import Recipe, gather, in_memory
-from rayml.graph import attach_head
-from rayml.model_card import CardNotes, data_licence
-from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.progress import Progress
 from rayml.report import keep_report
 from rayml.storage import check_storage
@@ -62,10 +52,9 @@ from tune_jobs.runfolder import (
     with_stored,
     write_record,
 )
+from tune_jobs.sealing import seal, versions
 from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
-
-REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "jax", "keras", "numpy", "onnx", "openvino", "pillow")
 
 
 @dataclass(frozen=True)
@@ -111,6 +100,30 @@ class Stages:
         yield said
         self.seconds[name] = round(time.monotonic() - start, 3)
         self._progress.say(f"{name}: {'; '.join(said)} ({self.seconds[name]:.1f} s)")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the stages of a run share.
+
+    Arguments:
+        settings: what is searched, the storage checked.
+        spec: the backbone to freeze.
+        manifest: the photos; a stage that skips some goes on with a job without them.
+        nodes: the machines to search on.
+        run, cache: both folders, absolute.
+        stages: times them.
+        progress: is told how they go.
+    """
+
+    settings: SearchSettings
+    spec: BackboneSpec
+    manifest: Manifest
+    nodes: tuple[Node, ...]
+    run: Path
+    cache: Path
+    stages: Stages
+    progress: Progress
 
 
 def plan_tune(settings: SearchSettings, progress: Progress) -> Plan:
@@ -170,7 +183,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                 _make(run)
                 stack.enter_context(locked(run))
             try:
-                summary = _run(settings, spec, manifest, nodes, run, cache, stages, progress)
+                summary = _run(_Job(settings, spec, manifest, nodes, run, cache, stages, progress))
             except BaseException as error:
                 if not (run / "history.csv").exists() and not settings.resume:  # Nothing was learned yet.
                     shutil.rmtree(run)
@@ -260,35 +273,27 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
     return nodes
 
 
-def _run(
-    settings: SearchSettings,
-    spec: BackboneSpec,
-    manifest: Manifest,
-    nodes: tuple[Node, ...],
-    run: Path,
-    cache: Path,
-    stages: Stages,
-    progress: Progress,
-) -> RunSummary:
+def _run(job: _Job) -> RunSummary:
+    settings, stages = job.settings, job.stages
     with stages.stage("backbone") as said:
-        backbone = find_frozen(spec, cache, settings.storage_path)
+        backbone = find_frozen(job.spec, job.cache, settings.storage_path)
         where = settings.storage_path or "the cache"
-        said.append(f"{spec.name} at {spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
-        backbone = backbone or on_this_node(freeze, spec, cache)
+        said.append(f"{job.spec.name} at {job.spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
+        backbone = backbone or on_this_node(freeze, job.spec, job.cache)
         if settings.storage_path is not None:
-            share_frozen(backbone, cache, settings.storage_path)
+            share_frozen(backbone, job.cache, settings.storage_path)
     if settings.mode == END_TO_END:
-        return _run_networks(settings, spec, manifest, backbone, nodes, run, cache, stages, progress)
-    bank = FeatureBank.of(backbone, cache, settings.storage_path)
+        return _run_networks(job, backbone)
+    bank = FeatureBank.of(backbone, job.cache, settings.storage_path)
     with stages.stage("features") as said:
         passed = feature_pass(
-            manifest,
+            job.manifest,
             backbone,
             bank,
-            nodes,
-            spec=spec,
+            job.nodes,
+            spec=job.spec,
             skip_unreadable=settings.skip_unreadable,
-            progress=progress,
+            progress=job.progress,
             shared=settings.storage_path is not None,
             gpus_a_worker=settings.feature_gpus,
         )
@@ -296,98 +301,83 @@ def _run(
         said.append(f"{passed.cached} found in {where}")
         if passed.unreadable:
             said.append(f"{len(passed.unreadable)} unreadable and skipped: {_some(passed.unreadable)}")
-            manifest = manifest.without(passed.unreadable)
-    data = training_data(manifest, bank, cache / "training" if settings.shares_bank else None)
-    record = _begin(settings, manifest, spec, backbone, passed, run, stages)
-    result = _search(settings, data, None, nodes, run, stages, progress)
+            job = replace(job, manifest=job.manifest.without(passed.unreadable))
+    recipe = Recipe.of(job.manifest, bank, job.cache / "training")
+    data = gather(recipe) if settings.shares_bank else in_memory(recipe)
+    record = _begin(job, backbone, passed)
+    result = _search(job, data, None)
     with stages.stage("bundle") as said:
         won = select(result, data)
-        _write_best(settings, manifest, backbone, won, run, progress, said)
-    return _finish(settings, record, data.validation_labels, won, result, run, stages)
+        _write_best(job, backbone, won, said)
+    return _finish(job, record, data, won, result)
 
 
-def _run_networks(
-    settings: SearchSettings,
-    spec: BackboneSpec,
-    manifest: Manifest,
-    backbone: FrozenBackbone,
-    nodes: tuple[Node, ...],
-    run: Path,
-    cache: Path,
-    stages: Stages,
-    progress: Progress,
-) -> RunSummary:
+def _run_networks(job: _Job, backbone: FrozenBackbone) -> RunSummary:
     """The rest of a run in mode end-to-end."""
-    chosen = network(settings, spec)
+    settings, stages = job.settings, job.stages
+    chosen = network(settings, job.spec)
     with stages.stage("pixels") as said:
-        data, unreadable = decode(manifest, spec.image_size_px, cache, settings.skip_unreadable, progress)
-        manifest = manifest.without(unreadable)
+        data, unreadable = decode(
+            job.manifest, job.spec.image_size_px, job.cache, settings.skip_unreadable, job.progress
+        )
+        job = replace(job, manifest=job.manifest.without(unreadable))
         said.append(f"{data.recipe.bytes / 1e6:.1f} MB of decoded photos")
         if unreadable:
             said.append(f"{len(unreadable)} unreadable and skipped: {_some(unreadable)}")
-    passed = PassResult(0, 0, unreadable, stages.seconds["pixels"], "")
-    record = _begin(settings, manifest, spec, backbone, passed, run, stages)
-    result = _search(settings, data, chosen, nodes, run, stages, progress)
+    record = _begin(job, backbone, PassResult(0, 0, unreadable, stages.seconds["pixels"], ""))
+    result = _search(job, data, chosen)
     with stages.stage("bundle") as said:
-        won, backbone = select_network(result, data, spec, backbone, run)
-        _write_best(settings, manifest, backbone, won, run, progress, said)
-        for tuned in run.glob(".tuned-*"):
+        won, backbone = select_network(result, data, job.spec, backbone, job.run)
+        _write_best(job, backbone, won, said)
+        for tuned in job.run.glob(".tuned-*"):
             shutil.rmtree(tuned)
-    return _finish(settings, record, data.validation_labels, won, result, run, stages)
+    return _finish(job, record, data, won, result)
 
 
-def _begin(
-    settings: SearchSettings,
-    manifest: Manifest,
-    spec: BackboneSpec,
-    backbone: FrozenBackbone,
-    passed: PassResult,
-    run: Path,
-    stages: Stages,
-) -> dict[str, Any]:
+def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, Any]:
     """Write run.json before the trials; what is in it."""
-    record = {"settings": settings.to_json(), **_describe_run(manifest, spec, backbone, passed)}
-    if settings.resume and (before := read_record(run)) is not None:
+    record = {
+        "settings": job.settings.to_json(),
+        "versions": versions(),
+        "data": {
+            "digest": job.manifest.digest,
+            "counts": job.manifest.counts(),
+            "ignored": list(job.manifest.ignored),
+            "unreadable": passed.unreadable,
+        },
+        "backbone": {
+            "name": backbone.name,
+            "image_size": backbone.image_size_px,
+            "weights": job.spec.weights_file.name if job.spec.weights_file else job.spec.weights,
+            "weights_sha256": backbone.weights_sha256,
+            "graph_sha256": backbone.graph_sha256,
+            "preprocessing": backbone.preprocessing,
+        },
+        "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
+    }
+    if job.settings.resume and (before := read_record(job.run)) is not None:
         check_same_backbone(backbone.graph_sha256, before)
         record["data"]["unreadable"] |= before["data"]["unreadable"]  # Left out before the pass this time.
-    write_record(run, {**record, "status": "searching", "timings": stages.seconds})
+    write_record(job.run, {**record, "status": "searching", "timings": job.stages.seconds})
     return record
 
 
-def _search(
-    settings: SearchSettings,
-    data: TrainingData | PixelData,
-    before_head: Network | None,
-    nodes: tuple[Node, ...],
-    run: Path,
-    stages: Stages,
-    progress: Progress,
-) -> SearchResult:
-    with stages.stage("search") as said:
+def _search(job: _Job, data: TrainingData | PixelData, before_head: Network | None) -> SearchResult:
+    settings, run = job.settings, job.run
+    with job.stages.stage("search") as said:
         followers = [MLflow(Server(settings.mlflow), run, settings.to_json())] if settings.mlflow else []
-        result = run_search(settings, data, nodes, run, progress, before_head, followers)
+        result = run_search(settings, data, job.nodes, run, job.progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
     for number, reason in result.errors.items():
-        progress.say(f"trial {number} failed: {reason}")
+        job.progress.say(f"trial {number} failed: {reason}")
     return result
 
 
-def _write_best(
-    settings: SearchSettings,
-    manifest: Manifest,
-    backbone: FrozenBackbone,
-    won: Winner,
-    run: Path,
-    progress: Progress,
-    said: list[str],
-) -> None:
+def _write_best(job: _Job, backbone: FrozenBackbone, won: Winner, said: list[str]) -> None:
     for damage in won.damaged:
-        progress.say(f"{damage}: the one before it holds the winner's best epoch too")
-    if (run / "best").exists():  # Of a run that was killed before it could say that it had finished.
-        shutil.rmtree(run / "best")
-    seal(run / "best", settings, manifest, backbone, won)
-    predictions(manifest, won).write(run / PREDICTIONS_FILE, won.temperature)
+        job.progress.say(f"{damage}: the one before it holds the winner's best epoch too")
+    seal(job.run, job.settings, job.manifest, backbone, won)
     said.append(
         f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "
         f"{won.trial.learning_rate:g}, epoch {won.trial.best_epoch}: val_accuracy {won.trial.val_accuracy:.4f}"
@@ -395,23 +385,17 @@ def _write_best(
 
 
 def _finish(
-    settings: SearchSettings,
-    record: dict[str, Any],
-    validation_labels: NDArray[np.int32],
-    won: Winner,
-    result: SearchResult,
-    run: Path,
-    stages: Stages,
+    job: _Job, record: dict[str, Any], data: TrainingData | PixelData, won: Winner, result: SearchResult
 ) -> RunSummary:
-    largest = float(np.bincount(validation_labels).max() / len(validation_labels))
+    largest = float(np.bincount(data.validation_labels).max() / len(data.validation_labels))
     won_record = {"best": asdict(won.trial), "bundle": "best", "largest_class_share": largest}
-    write_record(run, {**record, "status": "finished", **won_record, "timings": stages.seconds})
+    write_record(job.run, {**record, "status": "finished", **won_record, "timings": job.stages.seconds})
     return RunSummary(
-        run=settings.out,
-        bundle=settings.out / "best",
+        run=job.settings.out,
+        bundle=job.settings.out / "best",
         best=won.trial,
         trials=result.trials,
-        timings=stages.seconds,
+        timings=job.stages.seconds,
         computed=record["features"]["computed"],
         cached=record["features"]["cached"],
         largest_class_share=largest,
@@ -433,124 +417,6 @@ def describe(manifest: Manifest) -> str:
         shown = ", ".join(manifest.ignored[:3])
         line += f"; {len(manifest.ignored)} other files left aside ({shown}{', ...' if manifest.ignored[3:] else ''})"
     return line
-
-
-def training_data(manifest: Manifest, bank: FeatureBank, folder: Path | None) -> TrainingData:
-    """Both splits as feature vectors and labels, out of the bank.
-
-    Arguments:
-        folder: of each machine, where its trials map the vectors from; None to hold them in memory, for trials on
-            machines that cannot read the bank.
-
-    Raises:
-        RaymlError: as `rayml.gathered.gather`.
-    """
-    numbers = {label: number for number, label in enumerate(manifest.classes)}
-    splits = [manifest.split(name) for name in ("train", "validation")]
-    train, validation = (packed([photo.sha256 for photo in split]) for split in splits)
-    train_labels, validation_labels = (np.array([numbers[p.label] for p in split], np.int32) for split in splits)
-    recipe = Recipe(
-        bank=bank,
-        folder=folder or Path(),
-        train=train,
-        train_labels=train_labels,
-        validation=validation,
-        validation_labels=validation_labels,
-        classes=manifest.classes,
-        digest=hashlib.sha256(f"{bank.folder.name} {manifest.digest}".encode()).hexdigest(),
-    )
-    return gather(recipe) if folder else in_memory(recipe)
-
-
-def predictions(manifest: Manifest, won: Winner) -> Predictions:
-    """What the winner answered on the validation photos, for the report and for whoever asks which were wrong."""
-    photos = manifest.split("validation")
-    return Predictions(
-        classes=manifest.classes,
-        paths=tuple(photo.path for photo in photos),
-        sha256=tuple(photo.sha256 for photo in photos),
-        labels=np.array([manifest.classes.index(photo.label) for photo in photos], np.int64),
-        logits=won.validation_logits,
-    )
-
-
-def seal(
-    folder: Path,
-    settings: SearchSettings,
-    manifest: Manifest,
-    backbone: FrozenBackbone,
-    won: Winner,
-) -> None:
-    """Write the winner's bundle: the backbone's very graph with the head behind it, and what it has to answer."""
-    pictures, features = backbone.golden()
-    labels = [manifest.classes.index(photo.label) for photo in manifest.split("validation")]
-    measured = scores(won.validation_logits, labels, manifest.classes, won.temperature)
-    tuning = settings.fine_tuning
-    trained = tuning.layers if tuning and won.trial.best_epoch > tuning.after_epoch else 0
-    write_bundle(
-        folder,
-        BundleContents(
-            name=re.sub(r"[^A-Za-z0-9._-]+", "-", settings.data.absolute().name).strip("._-")[:64] or "classifier",
-            classes=manifest.classes,
-            preprocessing=backbone.preprocessing,
-            image_size_px=backbone.image_size_px,
-            backbone_name=backbone.name,
-            weights_sha256=backbone.weights_sha256,
-            dropout=won.trial.dropout,
-            training=Training(
-                learning_rate=won.trial.learning_rate,
-                epochs=won.trial.best_epoch,
-                seed=settings.seed,
-                data_digest=manifest.digest,
-                mode=settings.mode,
-            ),
-            metrics=measured,
-            temperature=won.temperature,
-            model=attach_head(backbone.graph(), won.head),
-            head=won.head,
-            golden=Golden(tuple(pictures[name] for name in sorted(pictures)), won.head.logits(features)),
-            notes=CardNotes(
-                counts=manifest.counts(),
-                weights=Path(settings.weights or ("builtin" if backbone.name == TINY else "imagenet")).name,
-                data_licence=data_licence(manifest.root),
-                versions={"python": platform.python_version(), **_versions()},
-                trained_layers=trained,
-                augmentation=settings.augment,
-            ),
-        ),
-    )
-
-
-def _describe_run(
-    manifest: Manifest, spec: BackboneSpec, backbone: FrozenBackbone, passed: PassResult
-) -> dict[str, Any]:
-    return {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "data": {
-            "digest": manifest.digest,
-            "counts": manifest.counts(),
-            "ignored": list(manifest.ignored),
-            "unreadable": passed.unreadable,
-        },
-        "backbone": {
-            "name": backbone.name,
-            "image_size": backbone.image_size_px,
-            "weights": spec.weights_file.name if spec.weights_file else spec.weights,
-            "weights_sha256": backbone.weights_sha256,
-            "graph_sha256": backbone.graph_sha256,
-            "preprocessing": backbone.preprocessing,
-        },
-        "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
-    }
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that decide a result; some have other names where they are built for one processor only."""
-    found = {}
-    for name in REPORTED_PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def main(arguments: list[str]) -> int:

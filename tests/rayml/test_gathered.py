@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayml.data import Manifest, Photo
 from rayml.errors import RaymlError
 from rayml.features import FeatureBank, packed
 from rayml.gathered import GatheredData, Recipe, gather
@@ -39,6 +40,20 @@ def bank(tmp_path: Path) -> FeatureBank:
     for start in range(0, 60, 20):
         made.write(NAMES[start : start + 20], vectors(60)[start : start + 20])
     return made
+
+
+def test_the_recipe_of_a_data_set(bank: FeatureBank, tmp_path: Path) -> None:
+    photos = tuple(
+        Photo(f"{split}/{CLASSES[number % 2]}/{number}.jpg", CLASSES[number % 2], split, NAMES[number])
+        for split, numbers in (("train", (3, 1, 2)), ("validation", (50, 4)))
+        for number in numbers
+    )
+    made = Recipe.of(Manifest(tmp_path, CLASSES, photos, ()), bank, tmp_path / "training")
+    assert [one.hex() for one in made.train] == [NAMES[number] for number in (3, 1, 2)]
+    assert [one.hex() for one in made.validation] == [NAMES[50], NAMES[4]]
+    assert (made.train_labels.tolist(), made.validation_labels.tolist()) == ([1, 1, 0], [0, 0])
+    assert (made.bank, made.folder, made.classes) == (bank, tmp_path / "training", CLASSES)
+    assert made.digest != Recipe.of(Manifest(tmp_path, CLASSES, photos[1:], ()), bank, tmp_path).digest
 
 
 def test_both_splits_come_in_their_order(bank: FeatureBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
