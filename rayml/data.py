@@ -14,12 +14,15 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from rayml.errors import DataError, UsageError
 from rayml.folders import FolderReader, entries, kind, shown
 
 TRAIN, VALIDATION, EVALUATION = "train", "validation", "evaluation"
+
+_SHOWN_REASONS = 5  # Of pictures that cannot be read: a reason may be a sentence.
 
 _LAYOUT_HINT = (
     "Expected DATA/train/<class>/*.jpg and DATA/validation/<class>/*.jpg, or DATA/<class>/*.jpg with "
@@ -101,6 +104,32 @@ class Manifest:
         left = replace(self, photos=photos, ignored=tuple(sorted({*self.ignored, *paths})))
         _check_complete(left, sorted({photo.split for photo in self.photos}))
         return left
+
+
+class UnreadablePictures(DataError):
+    """Pictures of a data set that cannot be read.
+
+    Arguments:
+        reasons: why, by `Photo.path`.
+        total: how many pictures were to be read.
+        hint: as in `RaymlError`.
+    """
+
+    def __init__(
+        self,
+        reasons: dict[str, str],
+        total: int,
+        hint: str = "Mend or remove them, or go on without them: --skip-unreadable.",
+    ) -> None:
+        listed = "; ".join(f"{path} ({reason})" for path, reason in islice(reasons.items(), _SHOWN_REASONS))
+        rest = len(reasons) - _SHOWN_REASONS
+        more = f"; and {rest} more" if rest > 0 else ""
+        super().__init__(f"{len(reasons)} of {total} pictures cannot be read: {listed}{more}", hint)
+        self.reasons = reasons
+        self.total = total
+
+    def __reduce__(self) -> tuple[type[UnreadablePictures], tuple[dict[str, str], int, str]]:
+        return UnreadablePictures, (self.reasons, self.total, self.hint)
 
 
 def scan(root: Path | str, validation_fraction: float | None = None, seed: int = 1) -> Manifest:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rayml.data import EVALUATION, scan_labelled
-from rayml.errors import DataError, InputError
+from rayml.data import EVALUATION, UnreadablePictures, scan_labelled
+from rayml.errors import InputError
 from rayml.metrics import accuracy, confusion, cross_entropy, expected_calibration_error, per_class, softmax
 from rayml.predictor import Predictor
 from rayml.progress import Progress
@@ -54,13 +54,14 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
         What `scores` gives, and `images_per_s`, reading and decoding included.
 
     Raises:
-        DataError: no such folder, a class that the bundle does not know, or pictures that cannot be read.
+        DataError: no such folder, or a class that the bundle does not know.
+        UnreadablePictures: there are some.
     """
     record = predictor.bundle.record
     manifest = scan_labelled(folder, record.classes)
     photos = manifest.split(EVALUATION)
     labels = [record.classes.index(photo.label) for photo in photos]
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     logits = []
     start = time.monotonic()
 
@@ -68,7 +69,7 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
         try:
             return predictor.decode((manifest.root / path).read_bytes())
         except InputError as error:
-            unreadable.append(f"{path} ({error.message})")
+            unreadable[path] = error.message
             return None
 
     with ThreadPoolExecutor() as pool, progress.bar("evaluation", len(photos), "photos") as advance:
@@ -79,8 +80,9 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
                 logits.append(predictor.predict_pixels(np.stack(good)))
             advance(len(batch))
     if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(photos)} pictures cannot be read: {'; '.join(sorted(unreadable)[:5])}",
+        raise UnreadablePictures(
+            dict(sorted(unreadable.items())),
+            len(photos),
             "Mend or remove them: an accuracy over the rest would not be this folder's.",
         )
     seconds = time.monotonic() - start

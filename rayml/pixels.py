@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.data import TRAIN, VALIDATION, Manifest
+from rayml.data import TRAIN, VALIDATION, Manifest, UnreadablePictures
 from rayml.end_to_end import PixelData
 from rayml.errors import DataError, InputError, RaymlError
 from rayml.gathered import forget_others
@@ -29,22 +29,6 @@ from rayml.storage import FolderStore, alone
 _BLOCK = 64  # Pictures in memory at a time while they are decoded.
 
 Picture: TypeAlias = "tuple[str, str]"  # path relative to the root, sha256
-
-
-class UnreadablePictures(DataError):
-    """Pictures that cannot be decoded.
-
-    Arguments:
-        reasons: why, by relative path.
-    """
-
-    def __init__(self, reasons: dict[str, str]) -> None:
-        shown = "; ".join(f"{path} ({reasons[path]})" for path in list(reasons)[:5])
-        super().__init__(f"{len(reasons)} pictures cannot be read: {shown}")
-        self.reasons = reasons
-
-    def __reduce__(self) -> tuple[type[UnreadablePictures], tuple[dict[str, str]]]:
-        return UnreadablePictures, (self.reasons,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +128,7 @@ def gather_pixels(recipe: PixelRecipe, advance: Advance | None = None) -> Gather
                 raise RaymlError(f"{path} could not be read back", "Is the disk full?")
             arrays[split] = found
         if unreadable:
-            raise UnreadablePictures(unreadable)
+            raise UnreadablePictures(unreadable, len(recipe.train) + len(recipe.validation))
         store.folder.touch()
         forget_others(recipe.folder)
     return GatheredPixels(
@@ -188,7 +172,7 @@ def _parts(
                 advance(len(block))
             yield pixels.data.cast("B")
     if unreadable:
-        raise UnreadablePictures(dict(sorted(unreadable.items())))
+        raise UnreadablePictures(dict(sorted(unreadable.items())), len(pictures))
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:

@@ -7,7 +7,6 @@ own, with the golden features that Keras gives, and scored on the validation pic
 from __future__ import annotations
 
 import tempfile
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 
 from rayml.augmentation import Augmentation
 from rayml.backbones import BackboneSpec, build_base
-from rayml.data import Manifest
+from rayml.data import Manifest, UnreadablePictures
 from rayml.end_to_end import VALIDATION_BATCH, Network, PixelData, top_variables
 from rayml.engines import load_engine
-from rayml.errors import DataError
 from rayml.frozen import FrozenBackbone, freeze_tuned
-from rayml.pixels import GatheredPixels, PixelRecipe, UnreadablePictures, gather_pixels
+from rayml.pixels import GatheredPixels, PixelRecipe, gather_pixels
 from rayml.progress import Progress
 from tune_jobs.cluster import on_this_node
 from tune_jobs.config import SearchSettings
@@ -53,7 +51,7 @@ def decode(
         Its pixels, and relative path -> reason of the pictures that were left out.
 
     Raises:
-        DataError: pictures that cannot be read, where they are not to be skipped.
+        UnreadablePictures: there are some, and they are not to be skipped.
         RaymlError: the cache has no room.
     """
     unreadable: dict[str, str] = {}
@@ -65,12 +63,7 @@ def decode(
                 return gather_pixels(recipe, advance), unreadable
         except UnreadablePictures as error:
             if not skip_unreadable:
-                shown = "; ".join(f"{path} ({reason})" for path, reason in islice(error.reasons.items(), 5))
-                more = f"; and {len(error.reasons) - 5} more" if len(error.reasons) > 5 else ""
-                raise DataError(
-                    f"{len(error.reasons)} of {count} pictures cannot be read: {shown}{more}",
-                    "Mend or remove them, or go on without them: --skip-unreadable.",
-                ) from None
+                raise
             unreadable |= error.reasons
 
 

@@ -18,15 +18,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rayml.backbones import BackboneSpec
-from rayml.data import Manifest, Photo
-from rayml.errors import DataError, RaymlError, SearchError
+from rayml.data import Manifest, Photo, UnreadablePictures
+from rayml.errors import RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone
 from rayml.images import load_pixels
@@ -85,7 +84,7 @@ def feature_pass(
         gpus_a_worker: the share of a graphics processor that a worker takes where there are any; 0 leaves them out.
 
     Raises:
-        DataError: pictures that cannot be read; each of the first few is named. The other features are kept.
+        UnreadablePictures: there are some, and they are not to be skipped. The other features are kept.
         SearchError: workers die whatever they compute, or a machine computes other features.
         RaymlError: the bank cannot be read or written, here or on a node.
     """
@@ -106,12 +105,7 @@ def feature_pass(
         reasons, engine = crew.unreadable, ", ".join(sorted(crew.engines))
     by_path = {photo.path: reasons[photo.sha256] for photo in manifest.photos if photo.sha256 in reasons}
     if by_path and not skip_unreadable:
-        shown = "; ".join(f"{path} ({reason})" for path, reason in islice(by_path.items(), 5))
-        more = f"; and {len(by_path) - 5} more" if len(by_path) > 5 else ""
-        raise DataError(
-            f"{len(by_path)} of {len(manifest.photos)} pictures cannot be read: {shown}{more}",
-            "Mend or remove them, or go on without them: --skip-unreadable.",
-        )
+        raise UnreadablePictures(by_path, len(manifest.photos))
     computed = len(missing) - len(reasons)
     return PassResult(computed, len(wanted) - len(missing), by_path, time.monotonic() - start, engine)
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 
 import pytest
 
-from rayml.data import Manifest, Photo, scan, scan_labelled
+from rayml.data import Manifest, Photo, UnreadablePictures, scan, scan_labelled
 from rayml.errors import DataError, UsageError
 
 
@@ -362,3 +363,14 @@ def test_labelled_without_photos(tmp_path: Path) -> None:
 def test_labelled_without_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder"):
         scan_labelled(tmp_path / "missing", ("hat", "shoes"))
+
+
+def test_pictures_that_cannot_be_read_are_said_in_one_line_and_travel() -> None:
+    few, many = ({f"hat/{number}.jpg": "cut off" for number in range(count)} for count in (2, 7))
+    error = UnreadablePictures(few, 9)
+    assert error.message == "2 of 9 pictures cannot be read: hat/0.jpg (cut off); hat/1.jpg (cut off)"
+    assert "--skip-unreadable" in error.hint
+    error = UnreadablePictures(many, 9, "Mend them.")
+    assert error.message.endswith("hat/4.jpg (cut off); and 2 more")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.reasons, again.total, again.hint) == (error.message, many, 9, "Mend them.")
