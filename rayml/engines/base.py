@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -71,6 +72,20 @@ class MissingPackage(UsageError):
         )
 
 
+def import_package(name: str) -> Any:
+    """The package that an engine needs.
+
+    Raises:
+        MissingPackage: it is not installed. An import that fails otherwise is a bug to be seen.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise MissingPackage(name) from None
+
+
 def keras_shape(model: Any) -> tuple[int, int]:
     """The side in px and the number of outputs K of a Keras model, uint8 (N, H, W, 3) -> float32 (N, K).
 
@@ -81,11 +96,6 @@ def keras_shape(model: Any) -> tuple[int, int]:
     if len(takes) != 4 or takes[1] is None or takes[1] != takes[2] or takes[3] != 3 or len(gives) != 2:
         raise ValueError(f"the model must be (N, size, size, 3) -> (N, outputs). Received: {takes} -> {gives}")
     return int(takes[1]), int(gives[1])
-
-
-def is_missing(error: ImportError, package: str) -> bool:
-    """Whether an import failed since `package` itself is not there; any other failure is a bug to be seen."""
-    return isinstance(error, ModuleNotFoundError) and error.name == package
 
 
 def give_back_memory() -> None:

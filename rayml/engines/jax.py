@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.engines.base import KERAS_CPU_BATCH, KERAS_GPU_BATCH, Engine, MissingPackage, is_missing, keras_shape
+from rayml.engines.base import KERAS_CPU_BATCH, KERAS_GPU_BATCH, Engine, import_package, keras_shape
 
 
 class JaxEngine(Engine):
@@ -27,12 +27,7 @@ class JaxEngine(Engine):
     threads = 0
 
     def __init__(self, model: Any) -> None:
-        try:
-            import jax
-        except ImportError as error:
-            if is_missing(error, "jax"):
-                raise MissingPackage("jax") from None
-            raise
+        jax = import_package("jax")
         self.image_size_px, self.outputs = keras_shape(model)
         self._batch = KERAS_CPU_BATCH if jax.default_backend() == "cpu" else KERAS_GPU_BATCH
         self._function = jax.jit(lambda weights, images: model.stateless_call(*weights, images, training=False)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.engines.base import Engine, MissingPackage, is_missing, usable_threads
+from rayml.engines.base import Engine, import_package, usable_threads
 from rayml.errors import BundleError
 
 
@@ -25,12 +25,7 @@ class OnnxRuntimeEngine(Engine):
     name = "onnxruntime"
 
     def __init__(self, model: bytes, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            if is_missing(error, "onnxruntime"):
-                raise MissingPackage("onnxruntime") from None
-            raise
+        onnxruntime = import_package("onnxruntime")
         self.threads = usable_threads(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads

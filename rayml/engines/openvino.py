@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.engines.base import Engine, MissingPackage, is_missing, usable_threads
+from rayml.engines.base import Engine, import_package, usable_threads
 from rayml.errors import BundleError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -51,12 +51,7 @@ class OpenVINOEngine(Engine):
         # OpenVINO's converter for other formats comes with its import where it is there. It reports each import to
         # Google Analytics, and takes a second and 12 MB that nobody needs here.
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-        try:
-            import openvino
-        except ImportError as error:
-            if is_missing(error, "openvino"):
-                raise MissingPackage("openvino") from None
-            raise
+        openvino = import_package("openvino")
         self.threads = usable_threads(threads)
         self.streams = self.threads if streams is None else min(streams, self.threads)
         if self.streams < 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.engines.base import KERAS_CPU_BATCH, KERAS_GPU_BATCH, Engine, MissingPackage, is_missing, keras_shape
+from rayml.engines.base import KERAS_CPU_BATCH, KERAS_GPU_BATCH, Engine, import_package, keras_shape
 
 
 class TensorFlowEngine(Engine):
@@ -28,12 +28,7 @@ class TensorFlowEngine(Engine):
     threads = 0
 
     def __init__(self, model: Any) -> None:
-        try:
-            import tensorflow as tf
-        except ImportError as error:
-            if is_missing(error, "tensorflow"):
-                raise MissingPackage("tensorflow") from None
-            raise
+        tf = import_package("tensorflow")
         self.image_size_px, self.outputs = keras_shape(model)
         signature = [tf.TensorSpec((None, self.image_size_px, self.image_size_px, 3), tf.uint8)]
         self._batch = KERAS_GPU_BATCH if tf.config.list_physical_devices("GPU") else KERAS_CPU_BATCH
