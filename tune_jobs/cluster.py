@@ -18,9 +18,10 @@ T = TypeVar("T")
 LOCAL_STARTS = 3  # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
 CONNECT_TIMEOUT_S = 5.0  # A Ray head that does not take a TCP connection in this time is not there.
 
-# What every process of the search inherits. TensorFlow reports its processor's abilities on each import otherwise,
-# and Ray reports usage to its makers.
+# What every process of the search inherits, unless it is set here. TensorFlow reports its processor's abilities on each
+# import otherwise, and Ray reports usage to its makers.
 _ENVIRONMENT = {
+    "KERAS_BACKEND": "tensorflow",  # Otherwise a keras.json in the home folder decides, on each machine its own.
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX takes memory as it needs it: trials may share a graphics processor.
@@ -60,7 +61,7 @@ def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
     """
     import ray
 
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    os.environ.update(_environment())
     ours = not ray.is_initialized()
     if ours:
         _connect(address)
@@ -69,6 +70,15 @@ def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def keras_backend() -> str:
+    """What Keras runs on in the trials: `KERAS_BACKEND`, or TensorFlow."""
+    return _environment()["KERAS_BACKEND"]
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ.get(name) or value for name, value in _ENVIRONMENT.items()}
 
 
 def usable_nodes() -> tuple[Node, ...]:
@@ -119,8 +129,7 @@ def _connect(address: str) -> None:
     if address != "auto":
         _check_reachable(address)
     try:
-        backend = {"KERAS_BACKEND": os.environ["KERAS_BACKEND"]} if "KERAS_BACKEND" in os.environ else {}
-        environment = {"env_vars": _ENVIRONMENT | backend}
+        environment = {"env_vars": _environment()}
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise SearchError(
@@ -170,7 +179,7 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give.
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
-    if "KERAS_BACKEND" in os.environ:
+    if keras_backend() != "tensorflow":
         options["runtime_env"] = {"env_vars": {"KERAS_BACKEND": "tensorflow"}}
     task = ray.remote(function).options(**options)
     try:

@@ -7,7 +7,6 @@ sample with `backbone: tiny` takes about a minute on two cores.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -34,7 +33,7 @@ from rayml.progress import Progress
 from rayml.report import keep_report
 from rayml.storage import check_storage
 from rayml.training import TrainingData
-from tune_jobs.cluster import Node, on_this_node, ray_cluster
+from tune_jobs.cluster import Node, keras_backend, on_this_node, ray_cluster
 from tune_jobs.config import END_TO_END, SearchSettings, make_settings, read_settings
 from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
@@ -44,6 +43,7 @@ from tune_jobs.plan import Plan, make_plan
 from tune_jobs.records import TrialRow
 from tune_jobs.runfolder import (
     check_same_backbone,
+    check_same_backend,
     check_same_data,
     check_same_search,
     locked,
@@ -161,6 +161,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             )
         if record is not None:
             check_same_search(settings, record)
+            check_same_backend(keras_backend(), record)
         _check_keras(settings)
         spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
         if settings.mlflow:
@@ -206,7 +207,7 @@ def _with_storage(settings: SearchSettings) -> SearchSettings:
 
 def _check_keras(settings: SearchSettings) -> None:
     """Refuse a backend of Keras that the search cannot use; Keras itself, which takes seconds, is not loaded here."""
-    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    backend = keras_backend()
     if backend not in ("tensorflow", "jax"):
         raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
     if backend == "jax" and settings.mode == END_TO_END:
@@ -336,9 +337,10 @@ def _run_networks(job: _Job, backbone: FrozenBackbone) -> RunSummary:
 
 def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, Any]:
     """Write run.json before the trials; what is in it."""
-    record = {
+    record: dict[str, Any] = {
         "settings": job.settings.to_json(),
         "versions": versions(),
+        "keras_backend": keras_backend(),
         "data": {
             "digest": job.manifest.digest,
             "counts": job.manifest.counts(),

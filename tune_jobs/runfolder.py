@@ -145,6 +145,20 @@ def check_same_search(settings: SearchSettings, record: dict[str, Any]) -> None:
         )
 
 
+def check_same_backend(backend: str, record: dict[str, Any]) -> None:
+    """Refuse to go on with Keras on another backend: each has random states and random numbers of its own.
+
+    Raises:
+        UsageError: it is another.
+    """
+    before = record.get("keras_backend", backend)
+    if backend != before:
+        raise UsageError(
+            f"--resume needs Keras on the run's backend, {before}. Received: {backend}",
+            f"Set KERAS_BACKEND={before}, or name another --out to search anew.",
+        )
+
+
 def check_same_data(manifest: Manifest, record: dict[str, Any]) -> Manifest:
     """Refuse to go on with other photos.
 

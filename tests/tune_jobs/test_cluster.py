@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,24 @@ def test_a_ray_that_does_not_come_up_is_said_in_a_line(monkeypatch: pytest.Monke
     with pytest.raises(SearchError, match=r"^Ray could not be started .*timed out during startup") as raised:
         connect("local").__enter__()
     assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize(("given", "passed"), [("jax", "jax"), ("", "tensorflow")])
+def test_workers_get_the_backend_of_keras(given: str, passed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a Ray that is started here inherit it; those of a cluster are told."""
+    import ray
+
+    from tune_jobs.cluster import ray_cluster as connect
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setenv("KERAS_BACKEND", given)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "usable_nodes", tuple)
+    with connect("auto"):
+        assert os.environ["KERAS_BACKEND"] == passed
+    assert calls[0]["runtime_env"]["env_vars"]["KERAS_BACKEND"] == passed
 
 
 def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:

@@ -79,6 +79,7 @@ def test_what_is_recorded(summary: RunSummary, folder: Path) -> None:
     assert record["features"] == {"computed": 180, "cached": 0, "engine": "openvino"}
     assert record["best"]["trial_id"] == summary.best.trial_id
     assert {"ray", "keras", "python", "openvino"} <= set(record["versions"])
+    assert record["keras_backend"] == "tensorflow"
     assert list(record["timings"]) == ["data", "ray", "backbone", "features", "search", "bundle"]
     assert all(seconds >= 0 for seconds in record["timings"].values())
 
@@ -279,6 +280,20 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     assert not (run / ".lock").exists()
 
 
+def test_a_run_goes_on_with_its_own_backend(
+    summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    chosen = settings(folder, out=run, resume=True)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(UsageError, match=r"needs Keras on the run's backend, tensorflow\. Received: jax") as caught:
+        run_tune(chosen, QUIET)
+    assert "KERAS_BACKEND=tensorflow" in caught.value.hint
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "keras_backend": "jax"}))
+    assert run_tune(chosen, QUIET).best == summary.best
+
+
 def test_what_cannot_be_resumed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--resume needs the folder of a run") as caught:
         run_tune(settings(folder, out=tmp_path / "nowhere", resume=True), QUIET)
@@ -396,7 +411,7 @@ def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["best"]["val_accuracy"] > 3 * answer["largest_class_share"]
-    assert "jax" in json.loads((tmp_path / "run" / "run.json").read_text())["versions"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["keras_backend"] == "jax"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"]])
