@@ -59,8 +59,9 @@ from serving.servers import noted
 _FIRST_ANSWER_TIMEOUT_S = 60.0
 # Serve and Ray end within 4 s; after this the remaining processes are killed.
 _END_GRACE_S = 15.0
+# Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
+_RAY_STARTS = 3
 # Ray's smallest object store, in bytes: requests do not pass through it.
-_RAY_STARTS = 3  # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
 _OBJECT_STORE_BYTES = 80 * 2**20
 # Sockets in the run's folder have paths of up to 85 characters below it, and a Unix socket's path at most 107.
 _MAX_TEMP_PATH = 20
@@ -137,7 +138,7 @@ class Server:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         settings = self.settings
         try:
-            self._start_ray(self._folder / "ray")
+            _start_ray(self._folder / "ray")
             quiet = {"log_level": "ERROR", "enable_access_log": False}
             # Replicas listen where this says; HAProxy listens where `serving.haproxy` says.
             http = {"host": "127.0.0.1", "port": settings.port, "keep_alive_timeout_s": 90}
@@ -166,28 +167,6 @@ class Server:
             raise _why_not_started(error) from error
         return registry.root, name
 
-    @staticmethod
-    def _start_ray(temp: Path) -> None:
-        import ray
-
-        for tries_left in reversed(range(_RAY_STARTS)):
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=usable_cores(),
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=True,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(temp),
-                )
-                return
-            except Exception as error:
-                if not tries_left or "timed out during startup" not in str(error):
-                    raise
-
     def _end(self) -> None:
         self._notes.close()
         if self._folder is None:
@@ -206,6 +185,29 @@ class Server:
         processes.end_descendants(_END_GRACE_S)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
+
+
+def _start_ray(temp: Path) -> None:
+    """Start Ray on loopback with its files in a folder, again where a busy machine is late."""
+    import ray
+
+    for tries_left in reversed(range(_RAY_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=usable_cores(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(temp),
+            )
+            return
+        except Exception as error:
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
 
 
 def live_bundle(path: Path, name: str | None) -> Bundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
@@ -108,21 +107,10 @@ def ray_cluster(s3: str) -> Iterator[str]:
     """
     import ray
 
-    for tries_left in (2, 1, 0):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=256 * 2**20,  # features of small pictures; the default takes a third of the memory
-            )
-            break
-        except Exception:  # A bare one, where its processes are not up in 30 seconds: a machine busy with other things.
-            if not tries_left:
-                raise
+    from tune_jobs.cluster import start_local
+
+    # The store holds features of small pictures; by default it takes a third of the memory.
+    start_local(num_cpus=2, num_gpus=0, object_store_memory=256 * 2**20)
     yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
 

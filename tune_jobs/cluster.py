@@ -109,23 +109,46 @@ def autoscaler_maximum() -> tuple[int, int] | None:
     return (int(most.get("CPU", 0)), int(most.get("GPU", 0))) if most else None
 
 
+def start_local(**arguments: Any) -> None:
+    """Start Ray on this machine, again where a busy machine is late.
+
+    Arguments:
+        arguments: of `ray.init`, beside those that are the same for every start.
+
+    Raises:
+        Exception: Ray did not come up; it raises this very class.
+    """
+    import ray
+
+    for tries_left in reversed(range(LOCAL_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **arguments,
+            )
+            return
+        except Exception as error:
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+
+
 def _connect(address: str) -> None:
     import ray
 
     if address == "local":
         # Ray would write a token into the home folder, readable for every user of the machine.
         with _variable("RAY_AUTH_TOKEN", secrets.token_hex(32)):
-            for tries_left in reversed(range(LOCAL_STARTS)):
-                try:
-                    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-                    return
-                except Exception as error:  # A bare one, where Ray's own processes are not up in 30 seconds.
-                    if tries_left and "timed out during startup" in str(error):
-                        continue
-                    raise SearchError(
-                        f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
-                        "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
-                    ) from None
+            try:
+                start_local()
+            except Exception as error:  # A bare one, where Ray's own processes are not up in 30 seconds.
+                raise SearchError(
+                    f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
+                    "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
+                ) from None
+        return
     if address != "auto":
         _check_reachable(address)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import requests
 from rayml.bundle import Bundle
 from rayml.errors import BundleError, InputError, ServerError
 from rayml.predictor import Predictor
+from serving import run
 from serving.client import Client
 from serving.config import ServeSettings
 from serving.processes import descendants
@@ -176,6 +178,32 @@ def test_many_clients_at_once_each_get_their_own_answer(live: Live) -> None:
 
     with concurrent.futures.ThreadPoolExecutor(LIMITS.max_in_flight) as pool:
         assert all(pool.map(ask, range(100)))
+
+
+@pytest.mark.parametrize(
+    ("late", "reason", "starts"),
+    [
+        (2, "The current node timed out during startup.", 3),
+        (9, "The current node timed out during startup.", 3),
+        (9, "No room.", 1),
+    ],
+)
+def test_a_ray_that_a_busy_machine_starts_late(
+    late: int, reason: str, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    calls: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) <= late:
+            raise Exception(reason)
+
+    monkeypatch.setattr(ray, "init", init)
+    with contextlib.nullcontext() if late < starts else pytest.raises(Exception, match=reason):
+        run._start_ray(tmp_path)
+    assert [(one["_node_ip_address"], one["_temp_dir"]) for one in calls] == [("127.0.0.1", str(tmp_path))] * starts
 
 
 def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:
