@@ -112,7 +112,9 @@ def search(result: Result) -> Iterator[str]:
 def _missed(claims: dict[str, bool]) -> Iterator[str]:
     """What a benchmark claims and did not find."""
     if missed := [claim for claim, holds in claims.items() if not holds]:
-        yield "What the benchmark claims and did not hold here: " + "; ".join(missed) + "."
+        yield "What the benchmark claims and did not hold here:"
+        yield ""
+        yield from (f"- {claim}" for claim in missed)
         yield ""
 
 
