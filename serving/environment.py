@@ -63,6 +63,15 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray would give the replicas niceness 15: any other program would come first.
         "RAY_worker_niceness": "0",
+        # Left alone, Ray's daemons take 15 % of a core from an idle server's model: for metrics that nobody collects
+        # (rayml has its own), a table of finished tasks, and looks at everything up to ten times a second.
+        "RAY_enable_metrics_collection": "0",
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_raylet_report_resources_period_milliseconds": "1000",
+        "RAY_memory_monitor_refresh_ms": "1000",
+        "REPORTER_UPDATE_INTERVAL_MS": "60000",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -115,6 +115,10 @@ class OpenVINOEngine(Engine):
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
         requests = self._requests()
+        if len(images) == 1:  # At once on this thread: handing it to another one and back costs two switches.
+            requests[0].infer({0: images}, share_inputs=True)
+            result[0] = requests[0].get_output_tensor(0).data[0]
+            return
         for first in range(0, len(images), len(requests)):
             running = list(zip(requests, range(first, len(images)), strict=False))
             for request, i in running:
