@@ -279,7 +279,7 @@ def _claims(table: dict[str, Any]) -> dict[str, bool]:
             claims[f"{n} connections: throughput {share:.3f} of the bare model's, at least 0.97"] = share >= 0.97
             cost = median("rayml", n, "cpu_ms") / median("bare", n, "cpu_ms")
             claims[f"{n} connections: processor time {cost:.3f} of the bare model's, at most 1.08"] = cost <= 1.08
-            for rival in set(table) - {"rayml", "bare"}:
+            for rival in sorted(set(table) - {"rayml", "bare"}):
                 ahead = median("rayml", n, "per_s") / median(rival, n, "per_s")
                 claims[f"{n} connections: throughput {ahead:.3f} of {rival}'s, more than 1"] = ahead > 1
         late = median("rayml", 1, "p50_ms") - median("bare", 1, "p50_ms")
