@@ -56,6 +56,17 @@ def test_the_recipe_of_a_data_set(bank: FeatureBank, tmp_path: Path) -> None:
     assert made.digest != Recipe.of(Manifest(tmp_path, CLASSES, photos[1:], ()), bank, tmp_path).digest
 
 
+def test_a_photo_under_another_name_takes_its_row_with_it(bank: FeatureBank, tmp_path: Path) -> None:
+    def found(names: tuple[str, ...]) -> TrainingData:
+        photos = [Photo("train/a/1.jpg", CLASSES[0], "train", NAMES[0])]
+        photos += [Photo(f"validation/a/{n}.jpg", CLASSES[0], "validation", name) for n, name in enumerate(names)]
+        return gather(Recipe.of(Manifest(tmp_path, CLASSES, tuple(photos), ()), bank, tmp_path / "training"))
+
+    before, after = found((NAMES[7], NAMES[9])), found((NAMES[9], NAMES[7]))
+    assert (before.validation_features[0] != before.validation_features[1]).any()
+    np.testing.assert_array_equal(after.validation_features, before.validation_features[::-1])
+
+
 def test_both_splits_come_in_their_order(bank: FeatureBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayml.gathered._BLOCK_BYTES", 4 * D * 7)
     data = gather(recipe(tmp_path / "training", bank))
