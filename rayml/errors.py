@@ -33,6 +33,9 @@ class RaymlError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class UsageError(RaymlError):
     """An option or setting is wrong, or what it points to is not there."""

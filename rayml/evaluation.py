@@ -70,7 +70,9 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
             return predictor.decode((manifest.root / path).read_bytes())
         except InputError as error:
             unreadable[path] = error.message
-            return None
+        except OSError as error:
+            unreadable[path] = f"{error.strerror}"
+        return None
 
     with ThreadPoolExecutor() as pool, progress.bar("evaluation", len(photos), "photos") as advance:
         for at in range(0, len(photos), BATCH):

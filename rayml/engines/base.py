@@ -63,12 +63,12 @@ class Engine(ABC):
 
 
 class MissingPackage(UsageError):
-    """None of the packages that an engine needs is installed; the hint names the extra that brings it."""
+    """None of the packages that an engine needs is installed."""
 
     def __init__(self, *packages: str) -> None:
         super().__init__(
             f"the engine needs the package {' or '.join(packages)}. Received: it is not installed",
-            " or ".join(f'pip install "rayml[{package}]"' for package in packages),
+            " or ".join(f"pip install {package}" for package in packages),
         )
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rayml.bundle import write_bundle
 from rayml.calibration import fit_temperature
+from rayml.data import Manifest, UnreadablePictures, scan_labelled
 from rayml.errors import DataError
 from rayml.evaluation import BATCH, evaluate, scores
 from rayml.metrics import cross_entropy
@@ -98,6 +99,22 @@ def test_folders_that_cannot_be_scored(predictor: Predictor, tmp_path: Path, mak
     assert callable(make)
     with pytest.raises(DataError, match=words):
         evaluate(predictor, make(tmp_path), QUIET)
+
+
+def test_a_photo_that_is_gone_when_its_turn_comes_is_named(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, 3)
+    gone = next(iter(sorted(folder.rglob("*.png")) or sorted(folder.rglob("*.jpg"))))
+
+    def scan(root: Path, classes: tuple[str, ...]) -> Manifest:
+        found = scan_labelled(root, classes)
+        gone.unlink()
+        return found
+
+    monkeypatch.setattr("rayml.evaluation.scan_labelled", scan)
+    with pytest.raises(UnreadablePictures, match=rf"1 of 3 pictures cannot be read: .*{gone.name} \(No such file"):
+        evaluate(predictor, folder, QUIET)
 
 
 def test_pictures_of_other_sizes_and_kinds_go_through_the_one_preprocessing(
