@@ -16,6 +16,7 @@ from rayml.errors import InputError, RaymlError, SearchError, UsageError
 from rayml.features import FeatureBank
 from rayml.frozen import ENGINE_TOLERANCE
 from rayml.images import load_pixels
+from tune_jobs.lean import import_keras
 
 if TYPE_CHECKING:
     from rayml.engines.base import Engine
@@ -138,11 +139,9 @@ def keras_engine(spec: BackboneSpec) -> Engine:
         WeightsError: as `rayml.backbones.build_base`.
         UsageError: Keras runs on another backend than TensorFlow and JAX.
     """
-    import keras
-
     from rayml.backbones import feature_model
 
-    backend = keras.backend.backend()
+    backend = import_keras().backend.backend()
     if backend == "jax":
         from rayml.engines.jax import JaxEngine
 

@@ -15,6 +15,7 @@ from typing import Any
 from rayml.end_to_end import EndToEndTrainer, PixelData
 from rayml.training import HeadTrainer, TrainingData, head_trainer
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, write_checkpoint
+from tune_jobs.lean import import_keras
 from tune_jobs.records import EpochRow
 
 KEPT_HEADS = 8  # Kinds of head whose compiled epoch stays; a search by chance may have a new one in each trial.
@@ -83,8 +84,7 @@ def _report(row: EpochRow) -> dict[str, Any]:
 
 
 def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrainer | EndToEndTrainer:
-    import keras
-
+    keras = import_keras()
     if not _trainers and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

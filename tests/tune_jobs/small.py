@@ -42,6 +42,11 @@ def settings(folder: Path, **changes: Any) -> SearchSettings:
     return SearchSettings(**values)
 
 
+def one_at_a_time(folder: Path, **changes: Any) -> SearchSettings:
+    """Settings whose trials follow each other: TensorFlow's import in a second process outlasts all their epochs."""
+    return settings(folder, **{"trial_cpus": 2, **changes})
+
+
 def nodes(address: str) -> tuple[Node, ...]:
     """The nodes of the cluster that the tests run on."""
     with ray_cluster(address) as found:

@@ -17,7 +17,7 @@ from rayml.errors import DataError, UsageError
 from rayml.evaluation import evaluate
 from rayml.predictor import Predictor
 from rayml.sample import write_sample
-from tests.tune_jobs.small import QUIET, settings
+from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.end_to_end import decode
 from tune_jobs.run import RunSummary, run_tune
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(folder: Path, ray_cluster: str) -> RunSummary:
     """Everything at once: changed pictures, dropout, the backbone's top trained after the first epoch."""
-    return run_tune(settings(folder, out=folder / "tuned", **TUNING), QUIET)
+    return run_tune(one_at_a_time(folder, out=folder / "tuned", **TUNING), QUIET)
 
 
 def figures(run: Path) -> list[list[str]]:
@@ -55,8 +55,8 @@ def figures(run: Path) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_a_frozen_network_gives_the_bundle_of_its_features(folder: Path, ray_cluster: str) -> None:
-    cached = run_tune(settings(folder, out=folder / "cached", **SMALL), QUIET)
-    whole = run_tune(settings(folder, out=folder / "whole", mode="end-to-end", **SMALL), QUIET)
+    cached = run_tune(one_at_a_time(folder, out=folder / "cached", **SMALL), QUIET)
+    whole = run_tune(one_at_a_time(folder, out=folder / "whole", mode="end-to-end", **SMALL), QUIET)
     ours, theirs = (np.array(figures(summary.run), float) for summary in (whole, cached))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     one, other = Bundle.open(whole.bundle), Bundle.open(cached.bundle)
@@ -102,14 +102,14 @@ def test_it_goes_on_where_it_was_interrupted(tuned: RunSummary, folder: Path, tm
     (run / "ledger.jsonl").unlink()
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "searching"}))
-    again = run_tune(settings(folder, out=run, resume=True, **TUNING), QUIET)
+    again = run_tune(one_at_a_time(folder, out=run, resume=True, **TUNING), QUIET)
     assert figures(again.run) == figures(tuned.run)
     for name in ("model.onnx", "head.npz"):
         assert (again.bundle / name).read_bytes() == (tuned.bundle / name).read_bytes()
 
 
 def test_more_layers_than_there_are(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
-    chosen = settings(tmp_path, data=folder / "photos", cache=folder / "cache", **{**TUNING, "unfreeze": 16})
+    chosen = one_at_a_time(tmp_path, data=folder / "photos", cache=folder / "cache", **{**TUNING, "unfreeze": 16})
     with pytest.raises(UsageError, match=r"unfreeze must be at most 15, the layers of tiny\. Received: 16"):
         run_tune(chosen, QUIET)
     assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ from rayml.predictions import Predictions
 from rayml.predictor import Predictor
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
-from tests.tune_jobs.small import QUIET, settings
+from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
 from tune_jobs.runfolder import locked, with_stored
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def summary(folder: Path, ray_cluster: str) -> RunSummary:
-    return run_tune(settings(folder), QUIET)
+    return run_tune(one_at_a_time(folder), QUIET)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -152,7 +152,7 @@ def test_the_backbone_that_made_the_features_is_the_one_that_is_served(summary: 
 
 
 def test_a_second_run_finds_its_features_and_gives_the_same(summary: RunSummary, folder: Path) -> None:
-    again = run_tune(settings(folder, out=folder / "again"), QUIET)
+    again = run_tune(one_at_a_time(folder, out=folder / "again"), QUIET)
     assert (again.computed, again.cached) == (0, 180)
 
     def figures(run: Path) -> Any:
@@ -173,7 +173,7 @@ def test_another_machine_finds_the_features_on_the_storage(
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(folder / "cache" / "backbones", here / "backbones")  # From where it gets to the storage.
     small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 2}
-    first = run_tune(settings(tmp_path, data=folder / "photos", cache=here, storage_path=root, **small), QUIET)
+    first = run_tune(one_at_a_time(tmp_path, data=folder / "photos", cache=here, storage_path=root, **small), QUIET)
     assert (first.computed, first.cached) == (180, 0)
     recorded = json.loads((first.run / "run.json").read_text())
     assert recorded["settings"]["storage_path"] == (root if kind == "bucket" else None)
@@ -191,7 +191,9 @@ def test_another_machine_finds_the_features_on_the_storage(
 
 
 def test_a_plan_says_where_features_go(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
-    chosen = settings(folder, out=tmp_path / "run", cache=tmp_path / "cache", storage_path=str(tmp_path / "shared"))
+    chosen = one_at_a_time(
+        folder, out=tmp_path / "run", cache=tmp_path / "cache", storage_path=str(tmp_path / "shared")
+    )
     plan = plan_tune(chosen, QUIET)
     assert (plan.to_compute, plan.exact) == (180, False)
     assert any(f"disk for features, in {tmp_path / 'shared'}: " in line for line in plan.lines())
@@ -200,7 +202,7 @@ def test_a_plan_says_where_features_go(summary: RunSummary, folder: Path, tmp_pa
 
 def test_a_share_split_off(summary: RunSummary, folder: Path) -> None:
     found = run_tune(
-        settings(
+        one_at_a_time(
             folder,
             data=folder / "photos" / "train",
             out=folder / "split",
@@ -228,7 +230,7 @@ def test_a_run_that_is_there_is_left_alone(folder: Path, tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="--out must be a new folder"):
-        run_tune(settings(tmp_path, data=folder / "photos"), QUIET)
+        run_tune(one_at_a_time(tmp_path, data=folder / "photos"), QUIET)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -237,7 +239,7 @@ def test_a_finished_run_says_what_it_was(summary: RunSummary, folder: Path, tmp_
     moved = Path(shutil.copytree(summary.run, tmp_path / "moved"))
     shutil.rmtree(moved / "ray")
     before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
-    again = run_tune(settings(folder, out=moved, resume=True), QUIET)
+    again = run_tune(one_at_a_time(folder, out=moved, resume=True), QUIET)
     assert (again.trials, again.best) == (summary.trials, summary.best)
     assert {**again.timings, "report": summary.timings["report"]} == summary.timings
     assert (again.bundle, again.largest_class_share) == (moved / "best", summary.largest_class_share)
@@ -261,14 +263,14 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
 
     # Other settings, other photos: refused, and nothing is lost.
     with pytest.raises(UsageError, match=r"Received: epochs 5 where the run has 3"):
-        run_tune(settings(folder, out=run, resume=True, epochs=5), QUIET)
+        run_tune(one_at_a_time(folder, out=run, resume=True, epochs=5), QUIET)
     other = Path(shutil.copytree(folder / "photos", tmp_path / "photos"))
     shutil.copy(next((other / "train" / "hat").iterdir()), other / "train" / "dress" / "more.jpg")
     with pytest.raises(UsageError, match=r"Received: train/dress: 13 photos where the run had 12"):
-        run_tune(settings(folder, data=other, out=run, resume=True), QUIET)
+        run_tune(one_at_a_time(folder, data=other, out=run, resume=True), QUIET)
     assert (run / "history.csv").read_text() == "".join(lines[:9])
 
-    done = run_tune(settings(folder, out=run, resume=True), QUIET)
+    done = run_tune(one_at_a_time(folder, out=run, resume=True), QUIET)
     assert [(t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in done.trials] == [
         (t.trial_id, t.status, t.val_accuracy, t.val_loss) for t in summary.trials
     ]
@@ -284,7 +286,7 @@ def test_a_run_goes_on_with_its_own_backend(
     summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(summary.run, tmp_path / "run"))
-    chosen = settings(folder, out=run, resume=True)
+    chosen = one_at_a_time(folder, out=run, resume=True)
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with pytest.raises(UsageError, match=r"needs Keras on the run's backend, tensorflow\. Received: jax") as caught:
         run_tune(chosen, QUIET)
@@ -296,19 +298,19 @@ def test_a_run_goes_on_with_its_own_backend(
 
 def test_what_cannot_be_resumed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--resume needs the folder of a run") as caught:
-        run_tune(settings(folder, out=tmp_path / "nowhere", resume=True), QUIET)
+        run_tune(one_at_a_time(folder, out=tmp_path / "nowhere", resume=True), QUIET)
     assert caught.value.hint == "Leave --resume out."
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(UsageError, match=r"run\.json must be readable to resume"):
-        run_tune(settings(folder, out=tmp_path / "run", resume=True), QUIET)
+        run_tune(one_at_a_time(folder, out=tmp_path / "run", resume=True), QUIET)
     (tmp_path / "run" / "run.json").unlink()
     with locked(tmp_path / "run"), pytest.raises(UsageError, match="one search at a time can write"):
-        run_tune(settings(folder, out=tmp_path / "run", resume=True), QUIET)
+        run_tune(one_at_a_time(folder, out=tmp_path / "run", resume=True), QUIET)
 
 
 def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
-    chosen = settings(folder, out=tmp_path / "run", scheduler="sync", epochs=6)
+    chosen = one_at_a_time(folder, out=tmp_path / "run", scheduler="sync", epochs=6, trial_cpus=1)
     plan = plan_tune(chosen, QUIET)
     assert (plan.trials, plan.rungs, plan.most_epochs) == (4, (2,), 4 * 2 + 1 * 4)
     assert (plan.photos, plan.to_compute, plan.exact, plan.at_once) == (180, 0, True, 2)
@@ -318,7 +320,7 @@ def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path
 
 def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
     def chosen(**changes: Any) -> Any:
-        return settings(tmp_path, **{"data": folder / "photos", **changes})
+        return one_at_a_time(tmp_path, **{"data": folder / "photos", **changes})
 
     refused(DataError, chosen(data=tmp_path / "nowhere"), "no such folder")
     refused(UsageError, chosen(backbone="tinny"), "--backbone must be one of")
@@ -332,9 +334,9 @@ def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> 
     write_sample(tmp_path / "photos", train_per_class=2, validation_per_class=1)
     broken = tmp_path / "photos" / "train" / "hat" / "broken.jpg"
     broken.write_bytes(b"no picture")
-    refused(DataError, settings(tmp_path), "1 of 31 pictures cannot be read: train/hat/broken.jpg")
+    refused(DataError, one_at_a_time(tmp_path), "1 of 31 pictures cannot be read: train/hat/broken.jpg")
     summary = run_tune(
-        settings(tmp_path, skip_unreadable=True, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1),
+        one_at_a_time(tmp_path, skip_unreadable=True, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1),
         QUIET,
     )
     record = json.loads((summary.run / "run.json").read_text())
@@ -346,7 +348,9 @@ def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> 
 def test_where_no_trial_succeeds_there_is_no_bundle(
     folder: Path, tmp_path: Path, ray_cluster: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = settings(tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), learning_rate=(1e30,))
+    chosen = one_at_a_time(
+        tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), learning_rate=(1e30,)
+    )
     with pytest.raises(SearchError, match="every trial failed"):
         run_tune(chosen, QUIET)
     assert not (chosen.out / "best").exists()
@@ -397,7 +401,7 @@ def test_backends_that_cannot_be(
     monkeypatch.setenv("KERAS_BACKEND", backend)
     for function in (run_tune, plan_tune):
         with pytest.raises(UsageError) as caught:
-            function(settings(tmp_path, mode=mode), QUIET)
+            function(one_at_a_time(tmp_path, mode=mode), QUIET)
         assert caught.value.message == said
     assert not (tmp_path / "run").exists()
 
@@ -423,7 +427,7 @@ def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_the_lessons_backbone_goes_the_same_way(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
     """Xception at 150 px; its weights are random here, so it learns little, but everything has to agree."""
-    chosen = settings(
+    chosen = one_at_a_time(
         tmp_path,
         data=folder / "photos",
         backbone="xception",

@@ -10,7 +10,7 @@ import pytest
 
 from rayml.errors import SearchError
 from rayml.metrics import accuracy, cross_entropy
-from tests.tune_jobs.small import QUIET, nodes, settings, vectors
+from tests.tune_jobs.small import QUIET, nodes, one_at_a_time, settings, vectors
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
 from tune_jobs.search import SearchResult, run_search, trial_cpus
@@ -19,7 +19,7 @@ from tune_jobs.select import select
 
 def search(folder: Path, address: str, data: Any = None, **changes: Any) -> tuple[SearchResult, list[dict[str, str]]]:
     """A search's result and the lines of its history.csv."""
-    chosen = settings(folder, **changes)
+    chosen = one_at_a_time(folder, **changes)
     chosen.out.mkdir(parents=True)
     result = run_search(chosen, data or vectors(), nodes(address), chosen.out, QUIET)
     with (chosen.out / "history.csv").open(newline="") as file:
