@@ -22,6 +22,7 @@ _PORT_BLOCKS, _FIRST_BLOCK, _BLOCK_SIZE = 100, 20_000, 100
 # What the caller's environment may say of another cluster, and would be taken before our own settings.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 _HIDDEN = "hidden"
+_RAYS_OWN = (44217, 52365)  # AUTOSCALER_METRIC_PORT, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT.
 
 
 def enter(folder: Path, settings: ServeSettings) -> None:
@@ -116,7 +117,10 @@ def _hide_packages(folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody listens on now, and that Ray's own processes will not take."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _RAYS_OWN:
+            return port
