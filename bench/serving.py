@@ -10,7 +10,7 @@ of them in turn, medians count. Each server gets the same requests from `bench/l
 time the servers pay for and the bare model does not. Processor time is that of the server's whole process tree.
 
 Rivals live in `bench/rivals/`, each is installed into an environment of its own below --cache, once (FastAPI 0.3 GB,
-those with TensorFlow 2 GB), with the versions that `RIVALS` names. Writes bench/results/serving.json.
+those with TensorFlow 2 GB), with the versions that `RIVALS` names. Writes bench/results/serving_BACKBONE.json.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> int:
     table = {name: _summary(rounds) for name, rounds in figures.items()}
     claims = _claims(table)
     write_result(
-        "serving",
+        f"serving_{record.backbone_name}",
         {
             "machine": machine(),
             "versions": versions("rayml", "ray", "openvino") | {n: _versions(bins[n]) for n in names if n != "rayml"},

@@ -20,6 +20,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+# Another script of this folder, which lies first on the module path, has the package's name.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from measure import machine, versions
 
 from rayml.bundle import Bundle

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ NAMES = {
     "ray_keras": "Ray Serve, Keras `predict`",
     "flask_keras": "Flask and gunicorn, Keras `predict`",
 }
+SERVED = re.compile(r"serving_(?!start).*")
 Result = dict[str, Any]
 
 
@@ -129,7 +131,7 @@ def feature_pass(result: Result) -> Iterator[str]:
     )
 
 
-def serving(result: Result) -> Iterator[str]:
+def serving(result: Result, name: str) -> Iterator[str]:
     """bench/serving.py: throughput and cost beside others."""
     figures = result["figures"]
     counts = list(next(iter(figures.values())))
@@ -142,14 +144,18 @@ def serving(result: Result) -> Iterator[str]:
         + " |"
     )
     yield "|---" * (len(counts) + 3) + "|"
-    for name in sorted(figures, key=lambda one: list(NAMES).index(one)):
-        one = figures[name]
+    for server in sorted(figures, key=lambda one: list(NAMES).index(one)):
+        one = figures[server]
         cells = [number(median(one[n]["per_s"])) for n in counts]
         cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
-        yield f"| {NAMES[name]} | " + " | ".join(cells) + " |"
+        yield f"| {NAMES[server]} | " + " | ".join(cells) + " |"
+    yield ""
+    rates = [one[counts[1]]["per_s"] for one in figures.values()]
+    moved = max((rate["max"] - rate["min"]) / rate["median"] for rate in rates)
+    yield f"From round to round a server's requests/s at {counts[1]} moved by up to {moved:.0%}: no quiet machine."
     yield ""
     yield from _missed(result["claims"])
-    yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, 'serving')}."
+    yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."
 
 
 def start(result: Result, name: str) -> Iterator[str]:
@@ -177,7 +183,6 @@ TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
     "grid": grid,
     "search": search,
     "feature_pass": feature_pass,
-    "serving": serving,
 }
 
 
@@ -185,6 +190,7 @@ def block(results: Path = ROOT / "bench" / "results") -> str:
     """Everything between the two comments."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     parts = ["\n".join(table(found[name])) for name, table in TABLES.items() if name in found]
+    parts += ["\n".join(serving(one, name)) for name, one in found.items() if SERVED.fullmatch(name)]
     starts = {name: one for name, one in found.items() if name.startswith("serving_start")}
     if starts:
         head = (
