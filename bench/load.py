@@ -125,7 +125,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
-    requests = [path.read_bytes() for path in sorted(arguments.requests.iterdir())]
+    requests = [path.read_bytes() for path in sorted(arguments.requests.glob("*")) if path.is_file()]
+    if not requests:
+        parser.error(f"REQUESTS must be a folder of files. Received: {arguments.requests}")
     print(json.dumps(_run(arguments.url, requests, arguments.connections, arguments.seconds)))
 
 

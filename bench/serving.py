@@ -42,6 +42,7 @@ sys.path.insert(0, str(HERE.parent))
 from measure import machine, spread, versions, write_result  # noqa: E402
 
 from rayml.bundle import Bundle  # noqa: E402
+from rayml.errors import RaymlError  # noqa: E402
 from serving.config import usable_cores  # noqa: E402
 from serving.processes import adopt_orphans, descendants, end_descendants  # noqa: E402
 
@@ -106,6 +107,10 @@ def main() -> int:
     unknown = set(names) - set(RIVALS)
     if unknown:
         parser.error(f"--only must name some of {', '.join(RIVALS)}. Received: {', '.join(sorted(unknown))}")
+    try:
+        Bundle.open(arguments.bundle)
+    except RaymlError as error:
+        parser.error(error.message)
     adopt_orphans()
     bins = {name: _install(arguments.cache, RIVALS[name].packages) for name in names}
     bare_bin = _install(arguments.cache, BASE)

@@ -67,8 +67,8 @@ def main() -> int:
             server.send_signal(signal.SIGINT)
             server.wait()
     claims = {
-        "replica_ready_s <= 5": replica_ready_s <= _CLAIM_READY_S,
-        "rss_mb <= 350 each": all(float(str(p["rss_mb"])) <= _CLAIM_RSS_MB for p in processes.values()),
+        "replica ready within 5 s": replica_ready_s <= _CLAIM_READY_S,
+        "at most 350 MB in each process": all(float(str(p["rss_mb"])) <= _CLAIM_RSS_MB for p in processes.values()),
         "no TensorFlow": not tensorflow,
     }
     result = {

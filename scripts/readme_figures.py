@@ -152,7 +152,7 @@ def serving(result: Result, name: str) -> Iterator[str]:
     yield ""
     rates = [one[counts[1]]["per_s"] for one in figures.values()]
     moved = max((rate["max"] - rate["min"]) / rate["median"] for rate in rates)
-    yield f"From round to round a server's requests/s at {counts[1]} moved by up to {moved:.0%}: no quiet machine."
+    yield f"One server's requests/s at {counts[1]} moved by up to {moved:.0%} from round to round: less says little."
     yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."
@@ -198,6 +198,9 @@ def block(results: Path = ROOT / "bench" / "results") -> str:
             "| memory of the replica | TensorFlow | |\n|---|---|---|---|---|---|"
         )
         parts.append("\n".join([head, *(row for name, one in starts.items() for row in start(one, name))]))
+        claims = {f"{one['bundle']}: {c}": holds for one in starts.values() for c, holds in one["claims"].items()}
+        if missed := "\n".join(_missed(claims)).rstrip():
+            parts.append(missed)
     if "scale" in found:
         parts.append("\n".join(scale(found["scale"])))
     return "\n\n".join(parts)

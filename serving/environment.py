@@ -64,8 +64,8 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray would give the replicas niceness 15: any other program would come first.
         "RAY_worker_niceness": "0",
-        # Left alone, Ray's daemons take 15 % of a core from an idle server's model: for metrics that nobody collects
-        # (rayml has its own), a table of finished tasks, and looks at everything up to ten times a second.
+        # Ray's daemons take processor time from the model all the time, also of an idle server: for metrics that nobody
+        # collects (rayml has its own), a table of finished tasks, and looks at everything up to ten times a second.
         "RAY_enable_metrics_collection": "0",
         "RAY_task_events_report_interval_ms": "0",
         "RAY_raylet_report_resources_period_milliseconds": "1000",

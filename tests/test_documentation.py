@@ -494,7 +494,7 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
         "- 12 cells: 2.1 of the arithmetic, at most 1.3",
         "- 8 connections: throughput 0.060 of the bare model's, at least 0.97",
     ]
-    assert "requests/s at 8 moved by up to 0%" in text
+    assert "requests/s at 8 moved by up to 0% from round to round" in text
     assert "40 s by rayml's actors and 45 s as a pipeline of Ray Data (a factor of 1.11, 5 rounds; CPU, 2 cores" in text
     assert "stale" not in text and text.endswith(f"{readme_figures.END} b")
 

@@ -209,7 +209,7 @@ def _check_keras(settings: SearchSettings) -> None:
     """Refuse a backend of Keras that the search cannot use; Keras itself, which takes seconds, is not loaded here."""
     backend = keras_backend()
     if backend not in ("tensorflow", "jax"):
-        raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
+        raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}", "Unset KERAS_BACKEND.")
     if backend == "jax" and settings.mode == END_TO_END:
         raise UsageError(
             "--mode end-to-end needs Keras on TensorFlow. Received: KERAS_BACKEND=jax", "Unset KERAS_BACKEND."

@@ -83,10 +83,10 @@ class OpenVINOEngine(Engine):
         self._of_thread = threading.local()
         # Its Python binding initialises static data with the first call: two threads that get there together wait for
         # each other for ever, one with the interpreter's lock, one with the lock of the C++ static (pybind11's
-        # documentation of gil_safe_call_once). So the first call is made here, before any other thread can come.
-        self._run(
-            np.zeros((1, self.image_size_px, self.image_size_px, 3), np.uint8), np.empty((1, self.outputs), np.float32)
-        )
+        # documentation of gil_safe_call_once). So the first calls are made here, before any other thread can come.
+        for count in (1, 2):  # One picture and several take different ways through the binding.
+            pixels = np.zeros((count, self.image_size_px, self.image_size_px, 3), np.uint8)
+            self._run(pixels, np.empty((count, self.outputs), np.float32))
         del self._of_thread.requests
 
     def _compile(self, core: Any, graph: Any, settings: dict[str, Any]) -> Any:
