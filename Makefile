@@ -6,6 +6,8 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --re
 LOCKED = --require-hashes --only-binary :all:
 # The packages are imported as they are needed; compiling all of them beforehand takes longer than the demo itself.
 NO_COMPILE = --no-compile
+# That once: without the bytecode each process of a search would compile TensorFlow and Ray again, its whole start twice.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?=
 # The tests wait for servers and clusters about as long as they compute; each process holds up to 4 GB.
 SIDE_BY_SIDE = -n 2 --dist loadgroup
