@@ -9,8 +9,9 @@ NO_COMPILE = --no-compile
 # That once: without the bytecode each process of a search would compile TensorFlow and Ray again, its whole start twice.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?=
-# The tests wait for servers and clusters about as long as they compute; each process holds up to 4 GB.
-SIDE_BY_SIDE = -n 2 --dist loadgroup
+# The tests wait for servers and clusters about as long as they compute; each process holds up to 4 GB. Files stay in
+# the order of tests/conftest.py, the long ones first: xdist would begin with those of many tests.
+SIDE_BY_SIDE = -n 2 --dist loadgroup --no-loadscope-reorder
 UV ?= uv
 
 .DEFAULT_GOAL := help
