@@ -52,6 +52,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of at least two values: half of them lie between `lower` and `upper`."""
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(median, 4), "lower": round(lower, 4), "upper": round(upper, 4)}
+
+
 def write_result(name: str, result: dict[str, Any]) -> Path:
     """Write bench/results/NAME.json and print it."""
     RESULTS.mkdir(exist_ok=True)

@@ -1,13 +1,17 @@
 """What a served answer costs beside the bare model's, and beside other servers with the same model and photos.
 
-    python bench/serving.py BUNDLE PHOTOS [--only rayml,fastapi] [--rounds 3] [--seconds 10] [--cache FOLDER]
-    python bench/serving.py BUNDLE PHOTOS --only rayml --rounds 1 --seconds 3          # a first look, two minutes
+    python bench/serving.py BUNDLE PHOTOS [--only rayml,fastapi] [--rounds 15] [--seconds 3] [--cache FOLDER]
+    python bench/serving.py BUNDLE PHOTOS --only rayml --rounds 3          # a first look, two minutes
 
 Claims: at 8 and 32 connections throughput is at least 0.97 of the bare model's (OpenVINO and decoding in a loop on as
 many threads as cores, no server), processor time a request at most 1.08 of it, and more answers than every rival's; at
-one connection the median latency is at most the bare model's + 3 ms. One server runs at a time, rounds go through all
-of them in turn, medians count. Each server gets the same requests from `bench/load.py` in a process of its own, whose
-time the servers pay for and the bare model does not. Processor time is that of the server's whole process tree.
+one connection the median latency is at most the bare model's + 3 ms.
+
+A machine's speed drifts by more than these differences within minutes. So all servers are started once, and take turns
+of a few seconds, many times, each turn in another order; who waits is stopped (SIGSTOP) with its whole process tree and
+costs the others nothing. What is compared is always of the same round, and of these ratios the median counts. Each
+server gets the same requests from `bench/load.py` in a process of its own, whose time the servers pay for and the bare
+model does not. Processor time is that of the server's whole process tree.
 
 Rivals live in `bench/rivals/`, each is installed into an environment of its own below --cache, once (FastAPI 0.3 GB,
 those with TensorFlow 2 GB), with the versions that `RIVALS` names. Writes bench/results/serving_BACKBONE.json.
@@ -30,7 +34,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +43,7 @@ HERE = Path(__file__).resolve().parent
 # This file has the package's name and lies first on the module path.
 sys.path.insert(0, str(HERE.parent))
 
-from measure import machine, spread, versions, write_result  # noqa: E402
+from measure import machine, quartiles, spread, versions, write_result  # noqa: E402
 
 from rayml.bundle import Bundle  # noqa: E402
 from rayml.errors import RaymlError  # noqa: E402
@@ -52,8 +56,12 @@ KERAS = ("tensorflow-cpu==2.21.0", "pillow")
 # In Keras' spelling, for the rivals that predict with Keras.
 _APPLICATIONS = {"xception": "Xception", "mobilenet_v2": "MobileNetV2", "tiny": "MobileNetV2"}
 _CONNECTIONS = (1, 8, 32)
+_COMPARED = ("per_s", "cpu_ms")
+_WARM_S, _SETTLE_S = 3.0, 1.0
 _START_TIMEOUT_S = 300.0
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+
+Round = dict[str, dict[int, dict[str, float]]]  # Figures by server and connections.
 
 
 @dataclass(frozen=True)
@@ -99,14 +107,16 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("photos", type=Path, help="a folder with JPEG files, at any depth; the first 64 are used")
     parser.add_argument("--only", default=",".join(RIVALS), help="servers, separated by commas")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="at least 2")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "rayml-rivals")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     unknown = set(names) - set(RIVALS)
     if unknown:
         parser.error(f"--only must name some of {', '.join(RIVALS)}. Received: {', '.join(sorted(unknown))}")
+    if arguments.rounds < 2:
+        parser.error(f"--rounds must be at least 2. Received: {arguments.rounds}")
     try:
         Bundle.open(arguments.bundle)
     except RaymlError as error:
@@ -114,20 +124,28 @@ def main() -> int:
     adopt_orphans()
     bins = {name: _install(arguments.cache, RIVALS[name].packages) for name in names}
     bare_bin = _install(arguments.cache, BASE)
-    figures: dict[str, dict[int, list[dict[str, float]]]] = {}
+    rounds: list[Round] = []
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rayml-bench-")))
         photos = _photos(arguments.photos)
         surroundings = _surroundings(arguments.bundle)
+        stack.callback(end_descendants, grace_s=10)
+        sides: dict[str, _Bare | _Server] = {"bare": stack.enter_context(_bare(bare_bin, photos, work, surroundings))}
+        for name in names:
+            server = _server(name, bins[name], arguments.bundle, photos, work, surroundings)
+            sides[name] = stack.enter_context(server)
         for number in range(arguments.rounds):
-            bare = _measure_bare(bare_bin, photos, surroundings, arguments.seconds)
-            _keep(figures, "bare", bare, number)
-            for name in names:
-                measured = _measure(name, bins[name], arguments.bundle, photos, work, surroundings, arguments.seconds)
-                _keep(figures, name, measured, number)
+            rounds.append({})
+            for connections in _CONNECTIONS:
+                for name in _order(list(sides), number):
+                    found = sides[name].measure(connections, arguments.seconds)
+                    rounds[-1].setdefault(name, {})[connections] = found
+                    print(
+                        f"round {number + 1}, {name}, {connections}: {json.dumps(found)}", file=sys.stderr, flush=True
+                    )
     record = Bundle.open(arguments.bundle).record
-    table = {name: _summary(rounds) for name, rounds in figures.items()}
-    claims = _claims(table)
+    ratios = _ratios(rounds)
+    claims = _claims(rounds, ratios)
     write_result(
         f"serving_{record.backbone_name}",
         {
@@ -136,68 +154,103 @@ def main() -> int:
             "bundle": f"{record.backbone_name} at {record.image_size_px} px",
             "rounds": arguments.rounds,
             "seconds": arguments.seconds,
-            "figures": table,
+            "figures": _summary(rounds),
+            "by_bare": ratios,
             "claims": claims,
         },
     )
     return 0 if all(claims.values()) else 1
 
 
-def _keep(figures: dict[str, Any], name: str, measured: dict[int, dict[str, float]], number: int) -> None:
-    for connections, values in measured.items():
-        figures.setdefault(name, {}).setdefault(connections, []).append(values)
-        print(f"round {number + 1}, {name}, {connections}: {json.dumps(values)}", file=sys.stderr, flush=True)
+def _order(names: list[str], number: int) -> list[str]:
+    """Each time another one first, and every other time backwards: who follows whom does not stay the same."""
+    first = number % len(names)
+    turned = names[first:] + names[:first]
+    return turned[::-1] if number % 2 else turned
 
 
-def _measure_bare(
-    folder: Path, photos: list[bytes], surroundings: dict[str, str], seconds: float
-) -> dict[int, dict[str, float]]:
-    with tempfile.TemporaryDirectory() as where:
-        for number, photo in enumerate(photos):
-            (Path(where) / f"{number:03}.jpg").write_bytes(photo)
-        command = [str(folder / "python"), "bare.py", where]
-        with subprocess.Popen(
-            command, cwd=HERE / "rivals", env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdin is not None and process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            found = {}
-            for connections in _CONNECTIONS:
-                # More loops than cores would only wait for each other.
-                order = {"seconds": seconds, "workers": min(connections, usable_cores())}
-                process.stdin.write(json.dumps(order) + "\n")
-                process.stdin.flush()
-                found[connections] = _figures(json.loads(process.stdout.readline()))
-            process.stdin.close()
-    return found
+class _Bare:
+    """The bare model in a loop, in a process that waits for orders."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def measure(self, connections: int, seconds: float) -> dict[str, float]:
+        """Classify for some seconds; more loops than cores would only wait for each other."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        order = {"seconds": seconds, "workers": min(connections, usable_cores())}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return _figures(json.loads(self._process.stdout.readline()))
 
 
-def _measure(
-    name: str,
-    folder: Path,
-    bundle: Path,
-    photos: list[bytes],
-    work: Path,
-    surroundings: dict[str, str],
-    seconds: float,
-) -> dict[int, dict[str, float]]:
-    rival = RIVALS[name]
-    port = _free_port()
+@contextmanager
+def _bare(folder: Path, photos: list[bytes], work: Path, surroundings: dict[str, str]) -> Iterator[_Bare]:
+    where = work / "photos"
+    where.mkdir()
+    for number, photo in enumerate(photos):
+        (where / f"{number:03}.jpg").write_bytes(photo)
+    command = [str(folder / "python"), "bare.py", str(where)]
+    with subprocess.Popen(
+        command, cwd=HERE / "rivals", env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        bare = _Bare(process)
+        bare.measure(8, _WARM_S)
+        yield bare
+        process.stdin.close()
+
+
+class _Server:
+    """A server that runs, stopped until its turn.
+
+    Arguments:
+        root: the first process of its tree.
+        requests: the folder of its requests.
+        url: its address.
+    """
+
+    def __init__(self, root: int, requests: Path, url: str) -> None:
+        self._root, self._requests, self._url = root, requests, url
+
+    def measure(self, connections: int, seconds: float) -> dict[str, float]:
+        """Load it for some seconds."""
+        self.signal(signal.SIGCONT)
+        time.sleep(_SETTLE_S)  # Its timers catch up.
+        before = _cpu_s(self._root)
+        measured = _load(self._requests, self._url, connections, seconds)
+        measured["cpu_s"] = _cpu_s(self._root) - before
+        self.signal(signal.SIGSTOP)
+        return _figures(measured)
+
+    def signal(self, which: signal.Signals) -> None:
+        """Send a signal to every process of its tree, also to those that start meanwhile."""
+        told: set[int] = set()
+        while new := (descendants(self._root) | {self._root}) - told:
+            for pid in new:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, which)
+            told |= new
+
+
+@contextmanager
+def _server(
+    name: str, folder: Path, bundle: Path, photos: list[bytes], work: Path, surroundings: dict[str, str]
+) -> Iterator[_Server]:
+    rival, port = RIVALS[name], _free_port()
     requests = work / f"{name}-requests"
-    requests.mkdir(exist_ok=True)
+    requests.mkdir()
     for number, photo in enumerate(photos):
         (requests / f"{number:03}").write_bytes(_request(rival, photo))
-    found = {}
     with _running(name, folder, bundle, port, work, surroundings) as process:
-        url = f"http://127.0.0.1:{port}"
-        _await(rival, url, photos[0], process)
-        _load(requests, url, 8, min(3.0, seconds))  # Warm on every thread.
-        for connections in _CONNECTIONS:
-            before = _cpu_s(process.pid)
-            measured = _load(requests, url, connections, seconds)
-            measured["cpu_s"] = _cpu_s(process.pid) - before
-            found[connections] = _figures(measured)
-    return found
+        server = _Server(process.pid, requests, f"http://127.0.0.1:{port}")
+        _await(rival, f"http://127.0.0.1:{port}", photos[0], process)
+        server.measure(8, _WARM_S)  # On every thread.
+        try:
+            yield server
+        finally:
+            server.signal(signal.SIGCONT)
 
 
 @contextmanager
@@ -230,7 +283,6 @@ def _running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            end_descendants(grace_s=10)
 
 
 def _await(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes]) -> None:
@@ -266,32 +318,53 @@ def _figures(measured: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _summary(rounds: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+def _summary(rounds: list[Round]) -> dict[str, Any]:
+    """The spread of each figure over the rounds, by server and connections."""
     return {
-        str(connections): {key: spread([one[key] for one in values]) for key in values[0]}
-        for connections, values in rounds.items()
+        name: {
+            str(n): {key: spread([one[name][n][key] for one in rounds]) for key in rounds[0][name][n]}
+            for n in _CONNECTIONS
+        }
+        for name in rounds[0]
     }
 
 
-def _claims(table: dict[str, Any]) -> dict[str, bool]:
-    def median(name: str, connections: int, key: str) -> float:
-        return float(table[name][str(connections)][key]["median"])
+def _ratios(rounds: list[Round]) -> dict[str, Any]:
+    """Median and quartiles of what each server's figures are of the bare model's in the same round."""
+    return {
+        name: {
+            str(n): {key: quartiles([one[name][n][key] / one["bare"][n][key] for one in rounds]) for key in _COMPARED}
+            for n in _CONNECTIONS
+        }
+        for name in rounds[0]
+        if name != "bare"
+    }
 
-    claims = {}
-    if "rayml" in table:
-        for n in (8, 32):
-            share = median("rayml", n, "per_s") / median("bare", n, "per_s")
-            claims[f"{n} connections: throughput {share:.3f} of the bare model's, at least 0.97"] = share >= 0.97
-            cost = median("rayml", n, "cpu_ms") / median("bare", n, "cpu_ms")
-            claims[f"{n} connections: processor time {cost:.3f} of the bare model's, at most 1.08"] = cost <= 1.08
-            for rival in sorted(set(table) - {"rayml", "bare"}):
-                ahead = median("rayml", n, "per_s") / median(rival, n, "per_s")
-                claims[f"{n} connections: throughput {ahead:.3f} of {rival}'s, more than 1"] = ahead > 1
-        late = median("rayml", 1, "p50_ms") - median("bare", 1, "p50_ms")
-        claims[f"1 connection: median {late:.2f} ms later than the bare model, at most 3"] = late <= 3
-        failures = sum(table["rayml"][str(n)]["failures"]["max"] for n in _CONNECTIONS)
-        claims[f"{failures:g} failures, none"] = failures == 0
+
+def _claims(rounds: list[Round], ratios: dict[str, Any]) -> dict[str, bool]:
+    claims: dict[str, bool] = {}
+    if "rayml" not in ratios:
+        return claims
+    for n in (8, 32):
+        share, cost = (ratios["rayml"][str(n)][key] for key in _COMPARED)
+        claims[f"{n} connections: throughput {_shown(share)} of the bare model's, at least 0.97"] = (
+            share["median"] >= 0.97
+        )
+        claims[f"{n} connections: processor time {_shown(cost)} of the bare model's, at most 1.08"] = (
+            cost["median"] <= 1.08
+        )
+        for rival in sorted(set(ratios) - {"rayml"}):
+            ahead = quartiles([one["rayml"][n]["per_s"] / one[rival][n]["per_s"] for one in rounds])
+            claims[f"{n} connections: throughput {_shown(ahead)} of {rival}'s, more than 1"] = ahead["median"] > 1
+    late = quartiles([one["rayml"][1]["p50_ms"] - one["bare"][1]["p50_ms"] for one in rounds])
+    claims[f"1 connection: median {_shown(late)} ms later than the bare model, at most 3"] = late["median"] <= 3
+    failures = sum(values["failures"] for one in rounds for values in one["rayml"].values())
+    claims[f"{failures:g} failures, none"] = failures == 0
     return claims
+
+
+def _shown(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} (quartiles {ratio['lower']:.3f} and {ratio['upper']:.3f})"
 
 
 def _cpu_s(root: int) -> float:
