@@ -133,26 +133,27 @@ def feature_pass(result: Result) -> Iterator[str]:
 
 def serving(result: Result, name: str) -> Iterator[str]:
     """bench/serving.py: throughput and cost beside others."""
-    figures = result["figures"]
+    figures, by_bare = result["figures"], result["by_bare"]
     counts = list(next(iter(figures.values())))
     yield (
         f"| {result['bundle']}, {result['rounds']} rounds of {result['seconds']:g} s | "
         + " | ".join(
             [f"requests/s at {n}" for n in counts]
-            + [f"p99 at {counts[-1]}, ms", f"processor ms a request at {counts[1]}"]
+            + [f"of the bare model's at {counts[1]}", f"p99 at {counts[-1]}, ms"]
+            + [f"processor ms a request at {counts[1]}"]
         )
         + " |"
     )
-    yield "|---" * (len(counts) + 3) + "|"
+    yield "|---" * (len(counts) + 4) + "|"
     for server in sorted(figures, key=lambda one: list(NAMES).index(one)):
         one = figures[server]
         cells = [number(median(one[n]["per_s"])) for n in counts]
+        share = by_bare[server][counts[1]]["per_s"] if server in by_bare else None
+        cells.append(f"{share['median']:.2f} ({share['lower']:.2f} to {share['upper']:.2f})" if share else "1")
         cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
         yield f"| {NAMES[server]} | " + " | ".join(cells) + " |"
     yield ""
-    rates = [one[counts[1]]["per_s"] for one in figures.values()]
-    moved = max((rate["max"] - rate["min"]) / rate["median"] for rate in rates)
-    yield f"One server's requests/s at {counts[1]} moved by up to {moved:.0%} from round to round: less says little."
+    yield "Medians; what is compared is of the same round, with the quartiles of all rounds."
     yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def examine(address: str | None, port: int, cache: Path | None) -> list[Check]:
     return [
         _python(),
         *_packages(),
+        _bytecode(),
         _cores(),
         _memory(),
         _shared_memory(),
@@ -98,6 +100,22 @@ def _packages() -> Iterator[Check]:
             yield Check(what, "warning" if part else "error", detail, install)
         else:
             yield Check(what, "ok", detail)
+
+
+def _bytecode() -> Check:
+    """The larger packages take longer to be compiled than to be imported."""
+    compiled: list[str] = []
+    bare: list[str] = []
+    for name in ("ray", "tensorflow"):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.cached is not None:
+            (compiled if Path(spec.cached).exists() else bare).append(name)
+    if bare and sys.dont_write_bytecode:
+        hint = f"Unset it, or compile them once: python -m compileall -q -j 0 {sysconfig.get_path('purelib')}"
+        detail = f"each process compiles {', '.join(bare)} anew: PYTHONDONTWRITEBYTECODE is set"
+        return Check("bytecode", "warning", detail, hint)
+    kept = f"kept for {', '.join(compiled)}" if compiled else "none yet"
+    return Check("bytecode", "ok", kept + (f"; written when {', '.join(bare)} is first used" if bare else ""))
 
 
 def _cores() -> Check:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,28 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     base, tune = machine._packages()
     assert base.status == "error" and base.detail.endswith("; not installed: no-such-package")
     assert (tune.status, tune.hint) == ("warning", 'pip install "rayml[tune]"')
+
+
+@pytest.mark.parametrize(("written", "status"), [(True, "ok"), (False, "warning")])
+def test_packages_that_each_process_compiles_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool, status: str
+) -> None:
+    """Python's own import decides: a package is imported with and without PYTHONDONTWRITEBYTECODE."""
+    for name in ("ray", "tensorflow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    program = (
+        "import ray; from rayml.cli.machine import _bytecode; check = _bytecode(); print(check.status, check.detail)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ["PYTHONPATH"]))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if not written:
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith(f"{status} ")
+    assert ("kept for ray; written when tensorflow" if written else "compiles ray, tensorflow anew") in done.stdout
 
 
 def test_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
