@@ -181,7 +181,7 @@ def server_side(
 def _running(
     name: str, folder: Path, bundle: Path, port: int, work: Path, surroundings: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The server, in its own session; its whole tree is ended afterwards."""
+    """The server, in its own session, ended afterwards; what may stay of its tree is left to the caller."""
     rival = RIVALS[name]
     settings = work / "mlserver"
     settings.mkdir(exist_ok=True)
