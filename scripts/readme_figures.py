@@ -87,6 +87,8 @@ def grid(result: Result) -> Iterator[str]:
                 f"The weights of {name} were random there, which costs the same but teaches little (validation "
                 f"accuracy {one['best_val_accuracy']:.2f})."
             )
+            yield ""
+    yield from _missed(result["claims"])
     yield f"`python bench/grid.py`: {where(result, 'grid')}. The factor is computed from one epoch, not run."
 
 
