@@ -73,6 +73,10 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "REPORTER_UPDATE_INTERVAL_MS": "60000",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        # Ray's log monitor looks for new files ten times a second, to print them at a driver that does not ask for them
+        # (`log_to_driver=False`). From no file on it counts as pressed and looks at the second number's interval.
+        "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+        "LOG_NAME_UPDATE_INTERVAL_S": "3600",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
