@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rayml.bundle import Bundle
 from serving.config import usable_cores
@@ -29,7 +30,9 @@ KERAS = ("tensorflow-cpu==2.21.0", "pillow")
 # In Keras' spelling, for the rivals that predict with Keras.
 _APPLICATIONS = {"xception": "Xception", "mobilenet_v2": "MobileNetV2", "tiny": "MobileNetV2"}
 _WARM_S, _SETTLE_S = 3.0, 1.0
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 120.0
+_LOG_LINES = 20
+_BOUNDARY = "bench-5f1c0e7d"
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
@@ -41,13 +44,14 @@ class Rival:
         packages: for pip; none for rayml itself, which runs in this environment.
         command: `{bin}`, `{port}`, `{threads}` and `{folder}` are filled in.
         path: where pictures are posted.
-        as_tensor: whether the request is Open Inference's JSON with the picture in base64 instead of its bytes.
+        form: how the picture is sent: its `bytes` alone, a `file` of a multipart form, in `json` in base64, or so
+            as a `tensor` of Open Inference. Where a server takes several, the one with the least work.
     """
 
     packages: tuple[str, ...]
     command: tuple[str, ...]
     path: str = "/predict"
-    as_tensor: bool = False
+    form: Literal["bytes", "file", "json", "tensor"] = "bytes"
 
 
 _GUNICORN = ("--workers", "1", "--threads", "{threads}", "--bind", "127.0.0.1:{port}", "--log-level", "error")
@@ -61,11 +65,11 @@ RIVALS: dict[str, Rival] = {
     ),
     "flask": Rival((*BASE, "flask", "gunicorn"), ("{bin}/gunicorn", "flask_app:app", *_GUNICORN)),
     "bentoml": Rival(
-        (*BASE, "bentoml"), ("{bin}/bentoml", "serve", "bentoml_app:Classifier", "--port", "{port}", "-q")
+        (*BASE, "bentoml"), ("{bin}/bentoml", "serve", "bentoml_app:Classifier", "--port", "{port}", "-q"), form="file"
     ),
-    "litserve": Rival((*BASE, "litserve"), ("{bin}/python", "litserve_app.py")),
+    "litserve": Rival((*BASE, "litserve"), ("{bin}/python", "litserve_app.py"), form="json"),
     "mlserver": Rival(
-        (*BASE, "mlserver"), ("{bin}/mlserver", "start", "{folder}"), "/v2/models/classifier/infer", as_tensor=True
+        (*BASE, "mlserver"), ("{bin}/mlserver", "start", "{folder}"), "/v2/models/classifier/infer", form="tensor"
     ),
     "ray_keras": Rival((*KERAS, "ray[serve]"), ("{bin}/python", "ray_keras_start.py")),
     "flask_keras": Rival((*KERAS, "flask", "gunicorn"), ("{bin}/gunicorn", "flask_keras_app:app", *_GUNICORN)),
@@ -169,7 +173,11 @@ def server_side(
         (requests / f"{number:03}").write_bytes(_request(rival, photo))
     with _running(name, folder, bundle, port, work, surroundings) as process:
         server = Server(process.pid, requests, f"http://127.0.0.1:{port}")
-        _await(rival, f"http://127.0.0.1:{port}", photos[0], process)
+        try:
+            _await(rival, f"http://127.0.0.1:{port}", photos[0], process)
+        except SystemExit as error:
+            lines = (work / f"{name}.log").read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            raise SystemExit("\n".join([f"{name}: {error}. Its log ends with:", *lines])) from None
         server.measure(8, _WARM_S)
         try:
             yield server
@@ -214,7 +222,7 @@ def _await(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"The server must run. Received: it ended with {process.returncode}; see its log")
+            raise SystemExit(f"The server must run. Received: it ended with {process.returncode}")
         request = urllib.request.Request(url + rival.path, body, {"content-type": kind})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -222,7 +230,7 @@ def _await(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise SystemExit(f"The server must answer within {_START_TIMEOUT_S:g} s.")
+    raise SystemExit(f"The server must answer within {_START_TIMEOUT_S:g} s. Received: no answer with status 200")
 
 
 def _load(requests: Path, url: str, connections: int, seconds: float) -> dict[str, float]:
@@ -309,10 +317,16 @@ def surroundings_of(bundle: Path) -> dict[str, str]:
 
 
 def _body(rival: Rival, photo: bytes) -> tuple[bytes, str]:
-    if not rival.as_tensor:
+    if rival.form == "bytes":
         return photo, "image/jpeg"
-    data = [base64.b64encode(photo).decode()]
-    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": data}
+    if rival.form == "file":
+        part = 'Content-Disposition: form-data; name="image"; filename="photo.jpg"\r\nContent-Type: image/jpeg'
+        body = f"--{_BOUNDARY}\r\n{part}\r\n\r\n".encode() + photo + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        return body, f"multipart/form-data; boundary={_BOUNDARY}"
+    encoded = base64.b64encode(photo).decode()
+    if rival.form == "json":
+        return json.dumps({"image": encoded}).encode(), "application/json"
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [encoded]}
     return json.dumps({"inputs": [tensor]}).encode(), "application/json"
 
 

@@ -8,7 +8,7 @@ from common import THREADS, OpenVINO
 
 @bentoml.service(workers=1, threads=THREADS, traffic={"timeout": 60})
 class Classifier:
-    """Takes the picture as its body."""
+    """Takes the picture as a file of a form."""
 
     def __init__(self) -> None:
         self.model = OpenVINO()

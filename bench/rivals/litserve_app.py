@@ -1,20 +1,22 @@
 """LitServe + OpenVINO: `python litserve_app.py`."""
 
+import base64
+
 import litserve
 from common import PORT, THREADS, OpenVINO
 from fastapi import Request
 
 
 class Classifier(litserve.LitAPI):
-    """Takes the picture as its body; a worker a thread, since each takes one request at a time."""
+    """Takes the picture in JSON, in base64; a worker a thread, since each takes one request at a time."""
 
     def setup(self, device: str) -> None:
         """Load the model."""
         self.model = OpenVINO(threads=1)
 
     async def decode_request(self, request: Request) -> bytes:
-        """The body."""
-        return await request.body()
+        """The picture's bytes; what arrives here is the parsed body."""
+        return base64.b64decode(request["image"])
 
     async def predict(self, data: bytes) -> list[float]:
         """A picture's probabilities."""
