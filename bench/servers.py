@@ -54,7 +54,12 @@ class Rival:
     form: Literal["bytes", "file", "json", "tensor"] = "bytes"
 
 
-_GUNICORN = ("--workers", "1", "--threads", "{threads}", "--bind", "127.0.0.1:{port}", "--log-level", "error")
+# No timeout: a worker that was stopped while others took their turns is not one that hangs. Connections stay open as
+# long as the others' do by default, beyond the seconds that Keras keeps 32 of them waiting.
+_GUNICORN = (
+    *("--workers", "1", "--threads", "{threads}", "--bind", "127.0.0.1:{port}", "--log-level", "error"),
+    *("--timeout", "0", "--keep-alive", "75"),
+)
 
 
 RIVALS: dict[str, Rival] = {
@@ -236,7 +241,9 @@ def _await(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes
 def _load(requests: Path, url: str, connections: int, seconds: float) -> dict[str, float]:
     command = [sys.executable, str(HERE / "load.py"), str(requests), url]
     command += ["--connections", str(connections), "--seconds", str(seconds)]
-    measured: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    measured: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
     return measured
 
 
