@@ -44,6 +44,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
+def counted(rounds: int) -> str:
+    """In words."""
+    return f"{rounds} round{'s' if rounds > 1 else ''}"
+
+
 def where(result: Result, name: str) -> str:
     """On what machine and when, and in which file."""
     machine = result["machine"]
@@ -62,7 +67,7 @@ def grid(result: Result) -> Iterator[str]:
     """bench/grid.py: what a search costs, beside the lesson's way."""
     epochs = result["cells"] * result["epochs"]
     for name, one in result["backbones"].items():
-        rounds = f"{one['rounds']} round{'s' if one['rounds'] > 1 else ''}"
+        rounds = counted(one["rounds"])
         yield f"| {name} at {one['image_size']} px, {result['photos']:,} photos, {rounds} | seconds |"
         yield "|---|---|"
         first, second = one["first_run_s"], one["second_run_s"]
@@ -100,7 +105,7 @@ def search(result: Result) -> Iterator[str]:
         "ray_tune": "Ray Tune with plain `model.fit`",
         "keras_tuner": "KerasTuner's GridSearch",
     }
-    yield f"| 12 heads x {result['epochs']} epochs on cached features, {result['rounds']} rounds | seconds |"
+    yield f"| 12 heads x {result['epochs']} epochs on cached features, {counted(result['rounds'])} | seconds |"
     yield "|---|---|"
     for name, what in rows.items():
         if name in result:
