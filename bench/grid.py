@@ -75,6 +75,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backbone", action="append", choices=sorted(SIZES))
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1. Received: {arguments.rounds}")
     data = os.environ.get("RAYML_CLOTHING_DATA", "")
     if not Path(data, "train").is_dir():
         parser.error(
@@ -97,6 +99,7 @@ def main() -> int:
 def report(data: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, bool]:
     """Write what the rounds so far have measured; the claims, and whether each holds."""
     backbones = {name: summarise(name, measured) for name, measured in rounds.items()}
+    held = claims(backbones)
     result = {
         "machine": machine(),
         "versions": versions("rayml", "tensorflow", "tensorflow-cpu", "keras", "ray", "openvino"),
@@ -104,10 +107,10 @@ def report(data: str, rounds: dict[str, list[dict[str, Any]]]) -> dict[str, bool
         "cells": CELLS,
         "epochs": EPOCHS,
         "backbones": backbones,
-        "claims": claims(backbones),
+        "claims": held,
     }
     write_result("grid", result)
-    return claims(backbones)
+    return held
 
 
 def claims(backbones: dict[str, dict[str, Any]]) -> dict[str, bool]:

@@ -18,7 +18,7 @@ size alone decides their cost. A round runs, each in a process of its own,
               random weights, on a tenth of as many photos (noise); 12 cells x 10 epochs on all take 1,200 times that
 
 120 and 1,000 cells are heads of 10 units at as many rates, two epochs each: next to no arithmetic, so that what is left
-is the search's own. About 25 minutes a round on two cores. Writes bench/results/search.json when all was run.
+is the search's own. About 13 minutes a round on two cores. Writes bench/results/search.json when all was run.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ def summarise(rounds: list[dict[str, dict[str, float]]], sizes: Sequence[int]) -
     return {**found, "claims": claims}
 
 
-def main() -> None:
-    """Measure and write bench/results/search.json."""
+def main() -> int:
+    """Measure and write bench/results/search.json; 1 when a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", default="12,120,1000")
@@ -222,9 +222,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         print(json.dumps(globals()[f"step_{arguments.step}"](arguments.folder, int(arguments.cells))))
-        return
-    sizes = [int(part) for part in arguments.cells.split(",")]
-    only = arguments.only.split(",")
+        return 0
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1. Received: {arguments.rounds}")
+    if not all(part.isdecimal() and int(part) for part in arguments.cells.split(",")):
+        parser.error(f"--cells must be numbers of at least 1, separated by commas. Received: {arguments.cells}")
+    sizes, only = [int(part) for part in arguments.cells.split(",")], arguments.only.split(",")
+    if unknown := set(only) - set(ONLY):
+        parser.error(f"--only must name some of {', '.join(ONLY)}. Received: {', '.join(sorted(unknown))}")
     rounds = []
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +246,8 @@ def main() -> None:
         write_result("search", result)
     else:
         print(json.dumps(result, indent=1))
+    return 0 if all(result["claims"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

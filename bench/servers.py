@@ -178,11 +178,9 @@ def server_side(
         (requests / f"{number:03}").write_bytes(_request(rival, photo))
     with _running(name, folder, bundle, port, work, surroundings) as process:
         server = Server(process.pid, requests, f"http://127.0.0.1:{port}")
-        try:
-            _await(rival, f"http://127.0.0.1:{port}", photos[0], process)
-        except SystemExit as error:
+        if reason := _why_not_ready(rival, f"http://127.0.0.1:{port}", photos[0], process):
             lines = (work / f"{name}.log").read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            raise SystemExit("\n".join([f"{name}: {error}. Its log ends with:", *lines])) from None
+            raise SystemExit("\n".join([f"{name} {reason}. Its log ends with:", *lines]))
         server.measure(8, _WARM_S)
         try:
             yield server
@@ -222,20 +220,26 @@ def _running(
                 process.wait()
 
 
-def _await(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes]) -> None:
+def _why_not_ready(rival: Rival, url: str, photo: bytes, process: subprocess.Popen[bytes]) -> str:
+    """Wait until it answers; nothing where it does, else what was expected and what came."""
     body, kind = _body(rival, photo)
+    came = "no answer"
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"The server must run. Received: it ended with {process.returncode}")
+            return f"must run. Received: it ended with {process.returncode}"
         request = urllib.request.Request(url + rival.path, body, {"content-type": kind})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise SystemExit(f"The server must answer within {_START_TIMEOUT_S:g} s. Received: no answer with status 200")
+                    return ""
+                came = f"status {answer.status}"
+        except urllib.error.HTTPError as error:
+            came = f"status {error.code}"
+        except OSError:
+            pass
+        time.sleep(0.2)
+    return f"must answer with status 200 within {_START_TIMEOUT_S:g} s. Received: {came}"
 
 
 def _load(requests: Path, url: str, connections: int, seconds: float) -> dict[str, float]:

@@ -111,6 +111,11 @@ def search(result: Result) -> Iterator[str]:
         if name in result:
             yield f"| {what} | {number(median(result[name]['seconds']))} |"
     yield ""
+    for cells in (120, 1000):
+        if f"overhead_s_a_trial_{cells}" in result:
+            beyond = median(result[f"overhead_s_a_trial_{cells}"])
+            yield f"A search of {cells:,} cells takes {beyond:.3f} s a trial longer than its arithmetic in that loop."
+    yield ""
     yield from _missed(result["claims"])
     yield (
         "Ray's start is not counted; TensorFlow's import is in rayml's and Ray Tune's figures, whose workers load it. "
