@@ -28,6 +28,7 @@ def write(folder: Path) -> Path:
 
     limits = RequestLimits()
     folder.mkdir(parents=True)
+    # No `max_in_flight`: it is the Serve config file's to say, which the image does not know.
     settings = haproxy.ProxySettings(
         binary=get_haproxy_binary(),
         host="0.0.0.0",

@@ -52,6 +52,7 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         port=settings.port,
         max_body_bytes=settings.limits.max_body_bytes,
         retry_after_s=settings.limits.retry_after_s,
+        max_in_flight=settings.limits.max_in_flight,
     )
     first_port = _FIRST_BLOCK + _BLOCK_SIZE * random.randrange(_PORT_BLOCKS)
     deadline_s = settings.limits.deadline_s

@@ -36,6 +36,9 @@ from serving.routes import Context, Protocol, Route, Target
 REQUEST_ID_HEADER = "x-rayml-request-id"
 # Told apart, not kept secret; the system's own random bytes would give the interpreter away for each request.
 _ids = random.Random()
+_OVERLOADED = "overloaded"
+# A line for each refusal would cost more than the refusal, just when there is no time for it.
+_REFUSED_EVERY_S = 1.0
 _T = TypeVar("_T")
 
 
@@ -71,6 +74,7 @@ class _State:
     pictures: int = 0
     version: str = ""
     code: str = ""
+    refused: int = 0
     trace: str = field(default="", repr=False)
 
 
@@ -110,6 +114,7 @@ class Service:
         self._in_flight = 0
         self._fetching = 0
         self._buffered_bytes = 0
+        self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
 
     def warm_up(self, model: ServedModel) -> None:
         """Let every thread classify the model's sample once."""
@@ -139,11 +144,22 @@ class Service:
             answer = self._refusal(route, bug, state)
         seconds = time.perf_counter() - began
         self._metrics.request(route.name, answer.status, seconds)
-        if self._log.every_request or answer.status >= 500:
+        if self._log.every_request or (answer.status >= 500 and self._is_news(state)):
             self._write_log(call, route, answer.status, seconds, request_id, state)
         return Answer(
             answer.body, answer.status, {**answer.headers, REQUEST_ID_HEADER: request_id}, answer.content_type
         )
+
+    def _is_news(self, state: _State) -> bool:
+        """Whether a failure is worth a line: of those for want of a place, one a second, which says how many."""
+        if state.code != _OVERLOADED:
+            return True
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._refused_told < _REFUSED_EVERY_S:
+            return False
+        state.refused, self._refused, self._refused_told = self._refused, 0, now
+        return True
 
     def _refusal(self, route: Route, error: InputError, state: _State) -> Answer:
         state.code = error.code
@@ -303,7 +319,13 @@ class Service:
             "status": status,
             "seconds": round(seconds, 6),
         }
-        details = {"code": state.code, "pictures": state.pictures, "version": state.version, "trace": state.trace}
+        details = {
+            "code": state.code,
+            "refused": state.refused,
+            "pictures": state.pictures,
+            "version": state.version,
+            "trace": state.trace,
+        }
         fields |= {name: value for name, value in details.items() if value}
         self._log.write("error" if status >= 500 else "info", fields)
 
@@ -324,4 +346,4 @@ def check_declared_length(declared: str | None, max_bytes: int) -> None:
 
 
 def _overloaded() -> InputError:
-    return InputError("All places are taken; try again.", status=503, code="overloaded")
+    return InputError("All places are taken; try again.", status=503, code=_OVERLOADED)

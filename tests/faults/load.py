@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -31,6 +31,13 @@ class Tally:
     wrong: int = 0
     seconds: dict[int, list[float]] = field(default_factory=dict)
     no_retry_after: int = 0
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Tally:
+        """One that another process wrote with `vars` and `json.dumps`."""
+        by_status = {int(status): count for status, count in fields["statuses"].items()}
+        seconds = {int(status): times for status, times in fields["seconds"].items()}
+        return cls(Counter(by_status), Counter(fields["versions"]), fields["wrong"], seconds, fields["no_retry_after"])
 
     @property
     def failed(self) -> int:
@@ -70,6 +77,14 @@ class Tally:
         }
 
 
+def read_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """The status of an answer and its headers, names in lower case."""
+    lines = head.decode("latin-1").split("\r\n")
+    return int(lines[0].split()[1]), {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
+    }
+
+
 class Client:
     """One connection to a server, made anew when it breaks."""
 
@@ -81,7 +96,7 @@ class Client:
     async def post(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Ask for one prediction; status 0 where the connection broke."""
         try:
-            return await asyncio.wait_for(self._post(body), _TIMEOUT_S)
+            return await asyncio.wait_for(self._post(body), TIMEOUT_S)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, IndexError):
             self.close()
             return 0, {}, b""
@@ -93,12 +108,11 @@ class Client:
         head = f"POST /predict HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/octet-stream\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        status, headers = read_head(await reader.readuntil(b"\r\n\r\n"))
         answer = await reader.readexactly(int(headers.get("content-length", 0)))
         if headers.get("connection", "").lower() == "close":
             self.close()
-        return int(lines[0].split()[1]), headers, answer
+        return status, headers, answer
 
     def close(self) -> None:
         """End the connection."""
@@ -150,27 +164,3 @@ class Crowd:
             if status == 0:
                 await asyncio.sleep(0.05)
         client.close()
-
-
-async def arrive(url: str, rate: float, seconds: float, picture: bytes, label: str) -> Tally:
-    """Requests that arrive at a rate whatever becomes of those before them, each on a connection of its own.
-
-    Arguments:
-        rate: requests a second.
-        seconds: for how long.
-    """
-    tally = Tally()
-
-    async def one() -> None:
-        client = Client(url)
-        start = time.perf_counter()
-        status, headers, body = await client.post(picture)
-        tally.add(status, headers, body, time.perf_counter() - start, label)
-        client.close()
-
-    begun, start = [], time.perf_counter()
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
-        begun.append(asyncio.ensure_future(one()))
-    await asyncio.gather(*begun)
-    return tally

@@ -2,7 +2,8 @@
 
     python -m tests.faults.overload [SECONDS]
 
-Prints one JSON object. Each picture is large, so that it is the server that is short of time and not the clients.
+Prints one JSON object. Each picture is large, so that it is the server that is short of time and not the clients;
+`late_p99_ms`, how late requests were begun, tells whether that is so.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from serving.config import ServeSettings
 from serving.environment import free_port
 from serving.limits import RequestLimits
 from serving.run import running
-from tests.faults.load import Client, Crowd, Tally, arrive
+from tests.faults.arrivals import arrive
+from tests.faults.load import Client, Crowd, Tally
 from tests.serving.tiny_bundle import write_tiny_bundle
 
 _SIDE_PX = 3000
-_MOST_RATE = 1000.0
 
 
 def measure(seconds: float) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def measure(seconds: float) -> dict[str, Any]:
     Returns:
         `capacity`: requests/s of eight clients in turn; `rate`: what came; `accepted`, `refused`, `other`: of those;
         `accepted_p99_ms`, `refused_p50_ms`, `refused_p99_ms`; `no_retry_after`: refusals that do not say when to come
-        back; `recovered_s`: until ten answers in a row were right and none took longer than twice the quiet p99.
+        back; `late_p99_ms`: how long after its time a request was begun; `recovered_s`: until ten answers in a row were
+        right and none took longer than twice the quiet p99.
     """
     encoded = io.BytesIO()
     Image.new("RGB", (_SIDE_PX, _SIDE_PX), (10, 200, 40)).save(encoded, "JPEG")
@@ -49,8 +51,8 @@ def measure(seconds: float) -> dict[str, Any]:
                 start, before = time.perf_counter(), crowd.tally.total
                 crowd.wait_for(200)
                 capacity = (crowd.tally.total - before) / (time.perf_counter() - start)
-            rate = min(10 * capacity, _MOST_RATE)
-            tally = asyncio.run(arrive(url, rate, seconds, picture, "green"))
+            rate = 10 * capacity
+            tally, late = arrive(url, rate, seconds, picture, "green")
             quiet_ms = crowd.tally.quantile_ms(200, 0.99) or 0.0
             recovered_s = asyncio.run(_recover(url, picture, 2 * quiet_ms / 1000))
     return {
@@ -65,6 +67,7 @@ def measure(seconds: float) -> dict[str, Any]:
         "refused_p50_ms": tally.quantile_ms(503, 0.5),
         "refused_p99_ms": tally.quantile_ms(503, 0.99),
         "no_retry_after": tally.no_retry_after,
+        "late_p99_ms": round(1000 * sorted(late)[int(0.99 * len(late))], 1),
         "recovered_s": round(recovered_s, 2),
     }
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import socket
 import struct
 import time
 
 import pytest
 
+from serving.servers import find_server
+from tests.faults.kill_replica import replicas
 from tests.serving.live import LIMITS, Live, exchange, live, read_response
 from tests.serving.tiny_bundle import picture
 
@@ -175,6 +179,30 @@ def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
         for connection in waiting:  # Gone in mid-upload, with a reset instead of a farewell.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.close()
+    _until(lambda: _is_alive(live))
+
+
+def test_a_crowd_is_refused_by_the_proxy_while_the_replica_has_no_time(live: Live) -> None:
+    (replica,) = replicas(find_server(live.url).pid)
+    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
+    plain = _head("Content-Length: 2", path="/v1/models/primaries:predict") + b"{}"
+    # The replica's places, and one more that it would refuse itself, so that its metrics tell of it.
+    held = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
+    os.kill(replica, signal.SIGSTOP)
+    try:
+        for connection in held:
+            connection.sendall(request)
+            assert not select.select([connection], [], [], 0.2)[0]
+        status, headers, code = _ask(live, request)
+        assert (status, headers["retry-after"], code) == (503, str(LIMITS.retry_after_s), "overloaded")
+        with live.connect() as connection:
+            status, headers, body = exchange(connection, plain)
+        assert (status, headers["retry-after"], type(json.loads(body)["error"])) == (503, "1", str)
+    finally:
+        os.kill(replica, signal.SIGCONT)
+    assert {read_response(connection)[0] for connection in held} <= {200, 503}
+    for connection in held:
+        connection.close()
     _until(lambda: _is_alive(live))
 
 

@@ -77,7 +77,7 @@ def test_pixels_of_the_right_size_are_taken_as_they_are(live: Live) -> None:
         ("/v1/models/primaries/versions/3", 200),
         ("/v1/models/primaries/metadata", 200),
         ("/v1/models/other", 404),
-        ("/v1/models/primaries/versions/4", 404),
+        ("/v1/models/primaries/versions/99", 404),
         ("/v1/models/primaries/versions/3/other", 404),
         ("/v1/models/", 404),
         ("/v1/models/primaries:classify", 404),

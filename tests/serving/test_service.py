@@ -302,6 +302,19 @@ def test_failures_are_logged_with_the_id_that_the_client_has_and_others_only_whe
     assert "/secret/path" in fields["trace"] and b"secret" not in answer.body
 
 
+def test_refusals_for_want_of_a_place_share_a_line_a_second(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = _Lines()
+    service = _service(model, log=log, max_buffered_bytes=1)
+    for _ in range(5):
+        assert [answer.status for answer in _ask(service, _call("/predict", RED))] == [503]
+    assert [(level, fields["code"], fields["refused"]) for level, fields in log.lines] == [("error", "overloaded", 1)]
+    monkeypatch.setattr("serving.service._REFUSED_EVERY_S", 0.0)
+    _ask(service, _call("/predict", RED))
+    assert [fields["refused"] for _, fields in log.lines] == [1, 5]
+
+
 # --- one deadline
 
 
