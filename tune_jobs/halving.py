@@ -59,12 +59,22 @@ class Halving(Scheduler):
         self._waiting: set[str] = set()  # Have arrived at an undecided rung, or lost it and still hold their process.
         self._settle()
 
+    def hear(self, number: str, epoch: int, result: dict[str, Any]) -> None:
+        """Score a trial at the rungs that it has reached.
+
+        An interruption may leave a decision in the ledger without its epoch in the history, which the trial tells again
+        (`earlier`, where it has gone on since): without it the rung would never be whole, and its others wait for ever.
+        """
+        reached = [(row.epoch, row.metrics.val_accuracy, row.metrics.val_loss) for row in result.get("earlier", ())]
+        for at, accuracy, loss in [*reached, (epoch, result[METRIC], result["val_loss"])]:
+            if at in self._rungs:
+                self._scores[number, at] = (float(accuracy), float(loss))
+        self._settle()
+
     def decide(self, tune_controller: Any, number: str, epoch: int, result: dict[str, Any]) -> str:
         """Let the trial go on between rungs; at a rung it waits for the others."""
         if epoch not in self._rungs:
             return str(self.CONTINUE)
-        self._scores[number, epoch] = (float(result[METRIC]), float(result["val_loss"]))
-        self._settle()
         made = self.ledger.at(number, epoch)
         if made is not None and made.decision == CONTINUE:
             return str(self.CONTINUE)

@@ -74,16 +74,25 @@ class Scheduler(FIFOScheduler):
                 self.halt.reason = str(result["halted"])
             elif "failed" in result:
                 self.fail(number, epoch, str(result["failed"]))
-            elif (known := self.ledger.at(number, epoch)) is not None:
-                return str(self.STOP if known.decision != CONTINUE else self.CONTINUE)
-            elif epoch >= self.epochs:
+            else:
+                known = self.ledger.at(number, epoch)
+                self.hear(number, epoch, result)
+                if known is not None:
+                    return str(self.STOP if known.decision != CONTINUE else self.CONTINUE)
+                if epoch < self.epochs:
+                    return self.decide(tune_controller, number, epoch, result)
                 reason = f"epoch {epoch}: {result[METRIC]:.4f} after the last epoch: finished"
                 self.ledger.write(Decision(number, epoch, result[METRIC], None, 0, FINISH, reason))
-            else:
-                return self.decide(tune_controller, number, epoch, result)
         except OSError as error:
             self.halt.reason = f"a decision could not be written to ledger.jsonl ({error.strerror or error})"
         return str(self.STOP)
+
+    def hear(self, number: str, epoch: int, result: dict[str, Any]) -> None:
+        """Take note of what a trial has reached, also where that was decided before an interruption.
+
+        Raises:
+            OSError: the ledger cannot be written.
+        """
 
     def decide(self, tune_controller: Any, number: str, epoch: int, result: dict[str, Any]) -> str:
         """What becomes of a trial after an epoch that is not its last and has not been decided."""

@@ -310,6 +310,25 @@ def test_what_was_known_before_is_decided_at_once(ledger: Ledger) -> None:
     assert len(ledger.decisions) == 2
 
 
+@pytest.mark.parametrize("reached", [2, 3])
+def test_what_the_ledger_knows_and_the_history_has_lost_is_told_by_the_trial(tmp_path: Path, reached: int) -> None:
+    path = tmp_path / "ledger.jsonl"
+    play = Play(Ledger(path), 2)
+    play.report(0, 2, 0.9)
+    play.report(1, 2, 0.5)
+    first, _ = path.read_text().splitlines(keepends=True)
+    path.write_text(first)  # A crash took the other line, and the first trial's epoch from the history.
+    ledger = Ledger(path)
+    play = Play(ledger, 2, known={("00001", 2): (0.5, 1.0)})
+    assert play.report(1, 2, 0.5) == PAUSE
+    metrics = SimpleNamespace(val_accuracy=0.9, val_loss=1.0)
+    earlier = [SimpleNamespace(epoch=2, metrics=metrics)] * (reached - 2)
+    assert play.report(0, reached, 0.9, earlier=earlier) == CONTINUE
+    assert [(made.trial, made.decision) for made in ledger.decisions] == [("00000", "continue"), ("00001", "stop")]
+    assert play.choose() is None
+    assert play.controller.statuses() == "RUNNING TERMINATED"
+
+
 def test_with_a_limit_no_more_than_that_hold_a_process(ledger: Ledger) -> None:
     play = Play(ledger, 4, max_concurrent=1)
     play.controller.trials = play.controller.trials[:1]  # The feed hands out one after the other.
