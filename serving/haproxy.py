@@ -61,8 +61,8 @@ class ProxySettings:
         port: its port.
         max_body_bytes: a larger Content-Length is refused before the body is read.
         retry_after_s: what a refused client is asked to wait.
-        max_in_flight: requests that one replica holds at once. Far more than that are refused here already, where it
-            takes a tenth of the time and none of the replica's; None leaves every refusal to the replicas.
+        max_in_flight: predictions that one replica holds at once. What comes beyond the places of all replicas is
+            refused here, which takes none of their time; None leaves every refusal to them.
     """
 
     binary: str

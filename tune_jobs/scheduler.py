@@ -75,7 +75,7 @@ class Scheduler(FIFOScheduler):
             elif "failed" in result:
                 self.fail(number, epoch, str(result["failed"]))
             else:
-                known = self.ledger.at(number, epoch)
+                known = self.ledger.at(number, epoch)  # Before `hear`, which may decide a rung: `decide` looks at that.
                 self.hear(number, epoch, result)
                 if known is not None:
                     return str(self.STOP if known.decision != CONTINUE else self.CONTINUE)

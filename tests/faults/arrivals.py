@@ -78,8 +78,7 @@ def send_all(url: str, rate: float, seconds: float, picture: bytes, label: str) 
         what came back, and how many seconds late each request was begun.
     """
     parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None
-    address = (parts.hostname, parts.port)
+    address = (parts.hostname or "", parts.port or 80)
     head = "POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/octet-stream\r\n"
     request = f"{head}content-length: {len(picture)}\r\n\r\n".encode() + picture
     tally, late, waiting = Tally(), [], 0
@@ -135,6 +134,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
+    if not arguments.picture.is_file():
+        parser.error(f"PICTURE must be a file. Received: {arguments.picture}")
+    if urlsplit(arguments.url).scheme != "http":
+        parser.error(f"URL must begin with http://. Received: {arguments.url}")
+    if arguments.rate <= 0 or arguments.seconds <= 0:
+        parser.error(f"RATE and SECONDS must be above 0. Received: {arguments.rate:g}, {arguments.seconds:g}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)

@@ -197,7 +197,8 @@ def test_a_crowd_is_refused_by_the_proxy_while_the_replica_has_no_time(live: Liv
         assert (status, headers["retry-after"], code) == (503, str(LIMITS.retry_after_s), "overloaded")
         with live.connect() as connection:
             status, headers, body = exchange(connection, plain)
-        assert (status, headers["retry-after"], type(json.loads(body)["error"])) == (503, "1", str)
+        assert (status, headers["retry-after"]) == (503, str(LIMITS.retry_after_s))
+        assert isinstance(json.loads(body)["error"], str)
     finally:
         os.kill(replica, signal.SIGCONT)
     assert {read_response(connection)[0] for connection in held} <= {200, 503}
