@@ -1,8 +1,8 @@
 """The service: one Ray Serve deployment that takes HTTP requests and answers them with a bundle's model.
 
-Decoding and inference run in the deployment itself, on a pool of `threads` threads, each picture alone: a second
-deployment behind an ingress costs a hop for each request (51 against 103 requests/s were measured), and with one
-inference stream a thread there is nothing that batching would gain on a CPU. Use it from a Serve config file as
+Decoding and inference run in the deployment itself, each picture alone: a second deployment behind an ingress costs a
+hop for each request (51 against 103 requests/s were measured), and with one inference stream a thread there is nothing
+that batching would gain on a CPU. Use it from a Serve config file as
 
     applications:
       - name: rayml
@@ -56,7 +56,7 @@ class Classifier:
     Arguments:
         source: the folder of a bundle, or of models, on the replica's machine.
         engine: one of `serving.config.ENGINES`.
-        threads: pictures decoded and classified at once, at least 1.
+        threads: pictures classified at once, at least 1.
         limits: the fields of a `RequestLimits`.
         access: the fields of an `Access`.
         precision: one of `rayml.engines.PRECISIONS`.

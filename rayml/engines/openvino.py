@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+import queue
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,15 @@ class OpenVINOEngine(Engine):
         shape, result = self._compiled.input(0).partial_shape, self._compiled.output(0).partial_shape
         self.image_size_px = int(shape[1].get_length())
         self.outputs = int(result[1].get_length())
-        self._of_thread = threading.local()
+        # Two for each stream: while a stream computes, the next picture waits for it, and no core for its caller.
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(2 * self.streams):
+            self._free.put(self._compiled.create_infer_request())
         # Its Python binding initialises static data with the first call: two threads that get there together wait for
         # each other for ever, one with the interpreter's lock, one with the lock of the C++ static (pybind11's
-        # documentation of gil_safe_call_once). So the first calls are made here, before any other thread can come.
-        for count in (1, 2):  # One picture and several take different ways through the binding.
-            pixels = np.zeros((count, self.image_size_px, self.image_size_px, 3), np.uint8)
-            self._run(pixels, np.empty((count, self.outputs), np.float32))
-        del self._of_thread.requests
+        # documentation of gil_safe_call_once). So the first call is made here, before any other thread can come.
+        pixels = np.zeros((1, self.image_size_px, self.image_size_px, 3), np.uint8)
+        self._run(pixels, np.empty((1, self.outputs), np.float32))
 
     def _compile(self, core: Any, graph: Any, settings: dict[str, Any]) -> Any:
         """Compile a graph without keeping its weights twice.
@@ -107,25 +108,29 @@ class OpenVINOEngine(Engine):
             _give_back_pages(Path(folder) / "graph.bin")
         return compiled
 
-    def _requests(self) -> list[Any]:
-        """This thread's own requests: one must never serve two callers at a time."""
-        if not hasattr(self._of_thread, "requests"):
-            self._of_thread.requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
-        return list(self._of_thread.requests)
-
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
-        requests = self._requests()
-        if len(images) == 1:  # At once on this thread: handing it to another one and back costs two switches.
-            requests[0].infer({0: images}, share_inputs=True)
-            result[0] = requests[0].get_output_tensor(0).data[0]
-            return
-        for first in range(0, len(images), len(requests)):
-            running = list(zip(requests, range(first, len(images)), strict=False))
-            for request, i in running:
-                request.start_async({0: images[i : i + 1]}, share_inputs=True)
-            for request, i in running:
-                request.wait()
-                result[i] = request.get_output_tensor(0).data[0]
+        requests = self._take(min(len(images), self.streams))
+        try:
+            for first in range(0, len(images), len(requests)):
+                running = list(zip(requests, range(first, len(images)), strict=False))
+                for request, i in running:
+                    request.start_async({0: images[i : i + 1]}, share_inputs=True)
+                for request, i in running:
+                    request.wait()
+                    result[i] = request.get_output_tensor(0).data[0]
+        finally:
+            for request in requests:
+                self._free.put(request)
+
+    def _take(self, most: int) -> list[Any]:
+        """Up to `most` requests that nobody else uses, at least one, which may take until another caller is done."""
+        taken = [self._free.get()]
+        while len(taken) < most:
+            try:
+                taken.append(self._free.get_nowait())
+            except queue.Empty:
+                break
+        return taken
 
 
 def _weights_in_a_file(core: Any, graph: Any, folder: Path) -> Any:
