@@ -99,19 +99,17 @@ class Bundle:
         path: its folder, absolute, links followed.
         digest: sha256 hex of `bundle.json`, which seals every other file.
         record: what `bundle.json` says.
-        head: the trained head.
         golden: pictures and the logits that must come out.
     """
 
     path: Path
     digest: str
     record: Record
-    head: HeadWeights = field(repr=False)
     golden: Golden = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Verify every byte of a bundle and read all but the graph, which `read_model` reads when it is needed.
+        """Verify every byte of a bundle; what is large, `read_model` and `read_head` read again when it is needed.
 
         Arguments:
             path: the bundle's folder, or a link to it.
@@ -136,7 +134,7 @@ class Bundle:
         _check_model(record, head, _sealed(folder, record, MODEL))
         digest = hashlib.sha256(data).hexdigest()
         _log.debug("bundle %s: digest %s, %d files as sealed", folder, digest, len(record.files))
-        return cls(folder, digest, record, head, golden)
+        return cls(folder, digest, record, golden)
 
     def read_model(self) -> bytes:
         """The graph's bytes, verified again: the folder may have changed since.
@@ -145,6 +143,14 @@ class Bundle:
             BundleError: it has.
         """
         return _sealed(self.path, self.record, MODEL)
+
+    def read_head(self) -> HeadWeights:
+        """The trained head, verified again.
+
+        Raises:
+            BundleError: the folder has changed.
+        """
+        return _read_head(self.record, _sealed(self.path, self.record, HEAD))
 
 
 def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:

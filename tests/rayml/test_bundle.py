@@ -32,8 +32,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (record.size_inner, record.opset, record.image_size_px) == (small.INNER, 17, small.SIZE_PX)
     assert read.golden.pictures == made.golden.pictures
     np.testing.assert_array_equal(read.golden.logits, made.golden.logits)
+    head = read.read_head().arrays()
     for name, array in made.head.arrays().items():
-        np.testing.assert_array_equal(read.head.arrays()[name], array)
+        np.testing.assert_array_equal(head[name], array)
     assert read.read_model() == made.model
 
 
