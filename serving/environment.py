@@ -108,14 +108,15 @@ def python_path(*first: Path) -> str:
 
 
 def _hide_packages(folder: Path) -> Path:
-    """A folder for the front of the module path in which pandas and pyarrow cannot be imported.
+    """A folder for the front of the module path in which packages that serving does without cannot be imported.
 
-    Ray imports them where they are installed, for arguments that are data frames and tables, and does without them
-    where they are not, as after `pip install ray[serve]`. They cost each process 100 MB and a second.
+    Ray imports pandas and pyarrow where they are installed, for arguments that are data frames and tables, and does
+    without them where they are not, as after `pip install ray[serve]`. They cost each process 100 MB and a second. Two
+    more cost 2 MB: wcwidth, for tables in wide scripts, and watchfiles, with which uvicorn reloads changed code.
     """
     hidden = folder / _HIDDEN
     hidden.mkdir()
-    for package in ("pandas", "pyarrow"):
+    for package in ("pandas", "pyarrow", "watchfiles", "wcwidth"):
         reason = f"serving processes do without {package}"
         (hidden / f"{package}.py").write_text(f"raise ModuleNotFoundError({reason!r})\n", encoding="utf-8")
     return hidden
