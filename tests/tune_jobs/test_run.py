@@ -147,7 +147,7 @@ def test_the_backbone_that_made_the_features_is_the_one_that_is_served(summary: 
     features = FeatureBank.of(frozen, folder / "cache").rows([photo.sha256 for photo in photos])
     predictor = Predictor(summary.bundle)
     pixels = np.stack([predictor.decode((manifest.root / photo.path).read_bytes()) for photo in photos])
-    expected = predictor.bundle.head.logits(features)
+    expected = predictor.bundle.read_head().logits(features)
     np.testing.assert_allclose(predictor.predict_pixels(pixels), expected, rtol=0, atol=1e-4)
 
 
@@ -441,6 +441,6 @@ def test_the_lessons_backbone_goes_the_same_way(folder: Path, tmp_path: Path, ra
     predictor = Predictor(done.bundle)
     record = predictor.bundle.record
     assert (record.backbone_name, record.image_size_px) == ("xception", 150)
-    assert predictor.bundle.head.features == 2048
+    assert predictor.bundle.read_head().features == 2048
     assert predictor.check_golden() < 1e-4
     assert evaluate(predictor, folder / "photos" / "validation", QUIET)["accuracy"] == done.best.val_accuracy
