@@ -62,8 +62,8 @@ def test_a_frozen_network_gives_the_bundle_of_its_features(folder: Path, ray_clu
     one, other = Bundle.open(whole.bundle), Bundle.open(cached.bundle)
     assert (one.record.training.mode, other.record.training.mode) == ("end-to-end", "features")
     assert one.record.weights_sha256 == other.record.weights_sha256
-    for name, array in one.head.arrays().items():
-        np.testing.assert_allclose(array, other.head.arrays()[name], rtol=0, atol=1e-4)
+    for name, array in one.read_head().arrays().items():
+        np.testing.assert_allclose(array, other.read_head().arrays()[name], rtol=0, atol=1e-4)
     assert one.golden.pictures == other.golden.pictures
     np.testing.assert_allclose(one.golden.logits, other.golden.logits, rtol=0, atol=1e-3)
     assert one.record.metrics["accuracy"] == other.record.metrics["accuracy"] == whole.best.val_accuracy
