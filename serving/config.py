@@ -34,7 +34,7 @@ class ServeSettings:
         engine: one of `ENGINES`.
         precision: what it computes in, one of `PRECISIONS`; bfloat16 where the processor has it and the bundle's
             golden pictures come out well enough.
-        replicas: processes that answer, or None for one: a replica decodes and infers on `threads` threads, and one
+        replicas: processes that answer, or None for one: a replica infers on `threads` threads, and one
             process with all cores held 78 requests/s where two with half the cores each held 74 to 78.
         max_replicas: with it, Serve starts up to this many while the others are busy, and ends them when they are not.
         threads: threads of each replica, or None for the usable cores divided among the replicas.

@@ -118,6 +118,9 @@ class OpenVINOEngine(Engine):
                 for request, i in running:
                     request.wait()
                     result[i] = request.get_output_tensor(0).data[0]
+        except BaseException:  # Ctrl-C in a notebook, too: one that is still at work would refuse its next caller.
+            requests = [self._compiled.create_infer_request() for _ in requests]
+            raise
         finally:
             for request in requests:
                 self._free.put(request)

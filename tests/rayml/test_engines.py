@@ -88,6 +88,30 @@ def test_openvino_computes_in_float32_unpinned(model: bytes) -> None:
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
 
 
+def test_after_an_interrupted_call_openvino_goes_on(model: bytes) -> None:
+    engine: Any = load_engine(model, "openvino", threads=2, streams=2)
+    images = small.pictures(4)
+    expected = engine(images)
+
+    class Interrupted:
+        """Begins, and is left at work."""
+
+        def __init__(self, request: Any) -> None:
+            self.start_async = request.start_async
+
+        def wait(self) -> None:
+            raise KeyboardInterrupt
+
+    count = engine._free.qsize()
+    for _ in range(count):
+        engine._free.put(Interrupted(engine._free.get()))
+    for _ in range(count // engine.streams):
+        with pytest.raises(KeyboardInterrupt):
+            engine(images)
+    assert engine._free.qsize() == count
+    np.testing.assert_array_equal(engine(images), expected)
+
+
 def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(
     model: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
