@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -31,3 +33,17 @@ def cells(settings: SearchSettings) -> tuple[dict[str, Any], ...]:
         }
         found.append({"trial": f"{number:05}", **drawn})
     return tuple(found)
+
+
+def in_turns(listed: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The cells with those that agree in `names` apart from each other: the first of each kind, the second, and so on.
+
+    Ray begins with the first of a list, and processes that begin with different kinds of head compile each only once.
+    """
+    seen: Counter[tuple[Any, ...]] = Counter()
+    turns = []
+    for cell in listed:
+        kind = tuple(cell[name] for name in names)
+        turns.append(seen[kind])
+        seen[kind] += 1
+    return [cell for _, cell in sorted(zip(turns, listed, strict=True), key=lambda pair: pair[0])]

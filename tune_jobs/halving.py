@@ -104,13 +104,13 @@ class Halving(Scheduler):
         active = sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials.values())
         ready = sorted(number for number in paused - lost if self._verdict(number) == CONTINUE)
         if ready and (not self._limit or active - len(lost & self._waiting) < self._limit):
-            return trials[ready[0]]
+            return self.kinds.first((trials[number] for number in ready), trials.values())
         # Only now, when all who go on have asked for a process: Ray hands those of the losers over to them.
         for number in sorted(lost):
             self._waiting.discard(number)
             tune_controller.stop_trial(trials[number])
         pending = sorted(number for number, trial in trials.items() if trial.status == Trial.PENDING)
-        return trials[pending[0]] if pending else None
+        return self.kinds.first((trials[number] for number in pending), trials.values())
 
     def _others_want_room(self, tune_controller: Any) -> bool:
         """Whether a trial of the undecided rung is neither there nor running: not begun, or without a process."""

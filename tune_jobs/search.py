@@ -20,7 +20,7 @@ from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
 from tune_jobs.config import SearchSettings
 from tune_jobs.feed import Feed
-from tune_jobs.grid import cells
+from tune_jobs.grid import cells, in_turns
 from tune_jobs.halving import Halving
 from tune_jobs.ledger import FAIL, STOP, Ledger
 from tune_jobs.recorder import RETRIES, Recorder
@@ -29,7 +29,7 @@ from tune_jobs.scheduler import METRIC, MODE, Asha, Halt, Scheduler, trial_numbe
 from tune_jobs.standing import Standing
 from tune_jobs.tensorboard import TensorBoard
 from tune_jobs.tracker import Tracker, Trackers
-from tune_jobs.trial import train_head
+from tune_jobs.trial import HEAD_KIND, train_head
 
 CHECKPOINTS = "checkpoints"
 
@@ -241,7 +241,7 @@ def _tune(
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_head, data=data), {"cpu": cpus, "gpu": settings.trial_gpus}),
         param_space={
-            "cell": tune.grid_search(remaining),
+            "cell": tune.grid_search(in_turns(remaining, HEAD_KIND)),
             "checkpoints": str(search.run.absolute() / CHECKPOINTS),
             "epochs": settings.epochs,
             "network": network,

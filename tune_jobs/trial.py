@@ -18,6 +18,7 @@ from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, writ
 from tune_jobs.lean import import_keras
 from tune_jobs.records import EpochRow
 
+HEAD_KIND = ("size_inner", "dropout", "batch_size")  # Of a cell: trials that agree in them share a compiled epoch.
 KEPT_HEADS = 8  # Kinds of head whose compiled epoch stays; a search by chance may have a new one in each trial.
 
 # Of this process, by everything that their compiled epoch depends on, those that were used last at the end.
@@ -94,7 +95,7 @@ def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrai
             tf.config.experimental.set_memory_growth(gpu, True)  # Trials may share one.
         # Newer graphics processors round a float32 convolution's inputs to 10 bits by default: no longer float32.
         tf.config.experimental.enable_tensor_float_32_execution(False)
-    shape = {name: config["cell"][name] for name in ("size_inner", "dropout", "batch_size")}
+    shape = {name: config["cell"][name] for name in HEAD_KIND}
     key = (data.digest, config.get("network"), *shape.values())
     found = _trainers.pop(key, None)
     if found is None:

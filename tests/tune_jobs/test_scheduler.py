@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tune_jobs.grid import in_turns
 from tune_jobs.halving import Halving, rung_epochs
 from tune_jobs.ledger import Ledger
 from tune_jobs.scheduler import Asha, Halt, Scheduler
@@ -19,8 +20,9 @@ def result(epoch: int, value: float, loss: float = 1.0, **more: Any) -> dict[str
     return {"epoch": epoch, "val_accuracy": value, "val_loss": loss, **more}
 
 
-def trial(number: int, status: str = "PENDING") -> Any:
-    return SimpleNamespace(config={"cell": {"trial": f"{number:05}"}}, status=status)
+def trial(number: int, status: str = "PENDING", size_inner: int = 10) -> Any:
+    cell = {"trial": f"{number:05}", "size_inner": size_inner, "dropout": 0.0, "batch_size": 32}
+    return SimpleNamespace(config={"cell": cell}, status=status)
 
 
 class Controller:
@@ -54,6 +56,38 @@ def reasons(ledger: Ledger) -> list[str]:
 
 
 # --- none, and what all have in common
+
+
+def test_a_process_goes_on_with_the_kind_of_head_that_it_has_compiled(ledger: Ledger) -> None:
+    scheduler, controller = Scheduler(ledger, Halt(), epochs=2), Controller(0)
+    sizes = (10, 100, 1000) * 3
+    controller.trials = [trial(number, size_inner=size) for number, size in enumerate(sizes)]
+
+    def choose() -> tuple[int, int]:
+        chosen = scheduler.choose_trial_to_run(controller)
+        assert scheduler.choose_trial_to_run(controller) is chosen
+        return int(chosen.config["cell"]["trial"]), chosen.config["cell"]["size_inner"]
+
+    begun = []
+    for ends in (None, None, 0, 3, 1, 4, 6, 7, 2):  # Two processes: each trial that ends gives its own to the next.
+        if ends is not None:
+            controller.trials[ends].status = "TERMINATED"
+        number, size = choose()
+        controller.trials[number].status = "RUNNING"
+        begun.append((number, size))
+    assert begun == [(0, 10), (1, 100), (3, 10), (6, 10), (4, 100), (7, 100), (2, 1000), (5, 1000), (8, 1000)]
+
+
+def test_nothing_waits_when_all_run(ledger: Ledger) -> None:
+    controller = Controller(1)
+    controller.trials[0].status = "RUNNING"
+    assert Scheduler(ledger, Halt(), epochs=2).choose_trial_to_run(controller) is None
+
+
+def test_cells_of_a_kind_are_apart() -> None:
+    listed = [{"trial": str(i), "size_inner": size, "rate": i} for i, size in enumerate((10, 10, 10, 100, 1000, 1000))]
+    assert [cell["trial"] for cell in in_turns(listed, ("size_inner",))] == ["0", "3", "4", "1", "5", "2"]
+    assert in_turns([], ("size_inner",)) == []
 
 
 def test_without_a_scheduler_all_epochs_are_run(ledger: Ledger) -> None:
