@@ -464,6 +464,8 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
             "epochs": 10,
             "bare 12": {"seconds": spread(15.0)},
             "rayml 12": {"seconds": spread(31.4)},
+            "overhead_s_a_trial_120": spread(0.0384),
+            "overhead_s_a_trial_1000": spread(-0.0256),
             "claims": {"12 cells: 2.1 of the arithmetic, at most 1.3": False},
         },
         "feature_pass": {
@@ -500,6 +502,8 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
         "- 12 cells: 2.1 of the arithmetic, at most 1.3",
         "- 8 connections: throughput 0.060 of the bare model's, at least 0.97",
     ]
+    assert "A search of 120 cells takes 0.038 s a trial more than its arithmetic in that loop.\n" in text
+    assert "A search of 1,000 cells takes 0.026 s a trial less than its arithmetic in that loop.\n" in text
     assert "40 s by rayml's actors and 45 s as a pipeline of Ray Data (a factor of 1.11, 5 rounds; CPU, 2 cores" in text
     assert "stale" not in text and text.endswith(f"{readme_figures.END} b")
 
