@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -56,6 +58,25 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of at least two values: half of them lie between `lower` and `upper`."""
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": round(median, 4), "lower": round(lower, 4), "upper": round(upper, 4)}
+
+
+def last_line(command: Sequence[str], hidden: Sequence[str] = ()) -> Any:
+    """The JSON that a process prints last. What it writes on stderr, TensorFlow's log, is shown only if it fails.
+
+    Arguments:
+        command: the program and its arguments.
+        hidden: environment variables that it does not inherit.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if name not in hidden}
+    surroundings |= {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+    done.check_returncode()
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:

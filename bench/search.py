@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import numpy as np  # noqa: E402
-from measure import machine, spread, versions, write_result  # noqa: E402
+from measure import last_line, machine, spread, versions, write_result  # noqa: E402
 
 TRAIN, VALIDATION, FEATURES, CLASSES = 3068, 341, 2048, 10
 SIZES, RATES, EPOCHS = (10, 100, 1000), (0.0001, 0.001, 0.01, 0.1), 10
@@ -140,21 +140,16 @@ def rival(script: str, cache: Path, *arguments: object) -> dict[str, float]:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *RIVALS], check=True)
         (folder / "finished").touch()
-    return last_line([str(python), str(HERE / "rivals" / script), *map(str, arguments)], clean=True)
+    command = [str(python), str(HERE / "rivals" / script), *map(str, arguments)]
+    # Without the variables that would lead it to rayml's packages.
+    answer: dict[str, float] = last_line(command, hidden=("PYTHONPATH", "VIRTUAL_ENV"))
+    return answer
 
 
 def step(name: str, folder: Path, cells: int) -> dict[str, float]:
     """One of the steps above in a process of its own."""
-    return last_line([sys.executable, __file__, "--step", name, "--folder", str(folder), "--cells", str(cells)])
-
-
-def last_line(command: Sequence[str], clean: bool = False) -> dict[str, float]:
-    """The JSON that a process prints last; `clean` hides rayml's own packages from it."""
-    hidden = ("PYTHONPATH", "VIRTUAL_ENV") if clean else ()
-    surroundings = {name: value for name, value in os.environ.items() if name not in hidden}
-    surroundings |= {"TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=surroundings)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--step", name, "--folder", str(folder), "--cells", str(cells)]
+    answer: dict[str, float] = last_line(command)
     return answer
 
 
