@@ -132,7 +132,7 @@ def search(result: Result) -> Iterator[str]:
 def _missed(claims: dict[str, bool]) -> Iterator[str]:
     """What a benchmark claims and did not find."""
     if missed := [claim for claim, holds in claims.items() if not holds]:
-        yield "What the benchmark claims and did not hold here:"
+        yield "Claims of the benchmark that did not hold here:"
         yield ""
         yield from (f"- {claim}" for claim in missed)
         yield ""
@@ -171,7 +171,7 @@ def serving(result: Result, name: str) -> Iterator[str]:
         cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
         yield f"| {NAMES[server]} | " + " | ".join(cells) + " |"
     yield ""
-    yield "Medians; what is compared is of the same round, with the quartiles of all rounds."
+    yield "Medians of the rounds. Shares are taken within each round; in brackets are their quartiles over all rounds."
     yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."
