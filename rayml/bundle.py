@@ -39,7 +39,14 @@ __all__ = ["Bundle", "BundleContents", "Golden", "Record", "Training", "write_bu
 
 # More golden pictures make every start of a server slower and prove nothing more.
 MAX_GOLDEN = 256
-_MAX_BYTES = {MODEL: graph.MAX_MODEL_BYTES, HEAD: 1 << 30, CARD: 1 << 20, GOLDEN_INDEX: 1 << 20, GOLDEN_LOGITS: 1 << 24}
+MAX_HEAD_BYTES = 1 << 30
+_MAX_BYTES = {
+    MODEL: graph.MAX_MODEL_BYTES,
+    HEAD: MAX_HEAD_BYTES,
+    CARD: 1 << 25,  # A row for each class in two tables, and its name up to four times.
+    GOLDEN_INDEX: bundle_json.MAX_JSON_BYTES,
+    GOLDEN_LOGITS: 1 << 24,
+}
 _MAX_PICTURE_BYTES = 20 << 20  # as images.ImageLimits
 _MAX_ENTRIES = MAX_GOLDEN + 16
 _HEAD_ARRAYS = ("inner_kernel", "inner_bias", "logits_kernel", "logits_bias")

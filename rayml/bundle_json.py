@@ -14,7 +14,8 @@ from rayml.errors import BundleError
 FORMAT = 1
 # The first rayml that reads format 1, and the one that this reader is.
 READER_VERSION = (0, 1)
-MAX_JSON_BYTES = 1 << 20
+# 10,000 classes, whose names stand in it twice, with the figures of each, take up to 10 MB.
+MAX_JSON_BYTES = 1 << 24
 MODES = ("features", "end-to-end")
 
 MODEL, HEAD, CARD, RECORD = "model.onnx", "head.npz", "MODEL_CARD.md", "bundle.json"
@@ -25,7 +26,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # stands in URLs 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FLOOR = re.compile(r">=(\d{1,4})\.(\d{1,4})")
-_MAX_CLASSES = 10_000
+MAX_CLASSES = 10_000
+MAX_NAME_CHARACTERS = 200  # of a class
 _UPDATE = "use a newer rayml: pip install -U rayml"
 
 
@@ -259,11 +261,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_line(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and value.isprintable()
 
 
 def _is_classes(value: list[object]) -> bool:
-    return 2 <= len(value) <= _MAX_CLASSES and all(_is_line(name) for name in value) and len(set(value)) == len(value)
+    return 2 <= len(value) <= MAX_CLASSES and all(_is_line(name) for name in value) and len(set(value)) == len(value)
 
 
 def _is_finite_json(value: object) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from rayml.bundle_json import MAX_NAME_CHARACTERS
 from rayml.errors import DataError
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -125,13 +126,15 @@ def is_photo(path: Path) -> bool:
 
 def has_shown_name(folder: Path) -> bool:
     """Whether a class folder's name can be written into a bundle and an HTTP answer."""
-    return folder.name.isprintable()  # Neither line breaks nor bytes that are not UTF-8.
+    # Neither line breaks nor bytes that are not UTF-8.
+    return len(folder.name) <= MAX_NAME_CHARACTERS and folder.name.isprintable()
 
 
 def _label(folder: Path) -> str:
     if not has_shown_name(folder):
         raise DataError(
-            f"{folder.parent}: expected a class name of printable characters. Received: {folder.name!a}",
+            f"{folder.parent}: expected a class name of at most {MAX_NAME_CHARACTERS} printable characters. "
+            f"Received: {folder.name!a}",
             "Rename the folder.",
         )
     return folder.name

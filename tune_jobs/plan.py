@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rayml.backbones import BackboneSpec
+from rayml.bundle import MAX_HEAD_BYTES
+from rayml.bundle_json import MAX_CLASSES
 from rayml.data import Manifest
 from rayml.end_to_end import VALIDATION_BATCH
 from rayml.errors import SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, find_frozen
-from rayml.graph import Sizes, sizes
+from rayml.graph import MAX_MODEL_BYTES, Sizes, sizes
 from rayml.storage import is_bucket
 from tune_jobs.checkpoints import KEPT
 from tune_jobs.cluster import Node, autoscaler_maximum
@@ -32,6 +34,7 @@ FLOAT_BYTES = 4
 # Xception at 150 px and 32 photos a step 1.15 GB measured in a process without Ray, of it 4.4 times the largest.
 NETWORK_PROCESS_BYTES = 1000 * 10**6
 LARGEST_VALUES = 5
+FRAME_BYTES = 10_000  # More than names and sizes take in a head's file or a graph, beside the numbers.
 COPIES = 4  # Of a head's numbers in a checkpoint: weights, Adam's two moments, the best epoch's weights.
 
 
@@ -114,8 +117,8 @@ def make_plan(
         run, cache: folders, which need not be there yet.
 
     Raises:
-        SearchError: it cannot be done here: no machine has room for a trial, or a disk or every memory is too small.
-            The message is the arithmetic.
+        SearchError: it cannot be done here: no machine has room for a trial, or a disk or every memory is too small,
+            or no bundle could hold the winner. The message is the arithmetic.
     """
     try:
         cpus = trial_cpus(settings, nodes)
@@ -125,6 +128,7 @@ def make_plan(
         raise
     storage = settings.storage_path
     frozen = find_frozen(spec, cache, storage)
+    check_sealable(settings, manifest, frozen)
     if settings.mode == END_TO_END:
         return _plan_networks(settings, manifest, spec, frozen, nodes, cpus, run, cache)
     wanted = {photo.sha256 for photo in manifest.photos}
@@ -153,6 +157,31 @@ def make_plan(
             "Use a machine with more, fewer photos, or a smaller --size-inner.",
         )
     return plan
+
+
+def check_sealable(settings: SearchSettings, manifest: Manifest, frozen: FrozenBackbone | None) -> None:
+    """Refuse what no bundle could hold.
+
+    Arguments:
+        frozen: the backbone; without one, only what is too much for any is refused.
+
+    Raises:
+        SearchError: too many classes, or too large a head.
+    """
+    classes = len(manifest.classes)
+    if classes > MAX_CLASSES:
+        raise SearchError(f"a bundle has at most {MAX_CLASSES} classes. Received: {classes}", "Merge some of them.")
+    features = frozen.features if frozen else 1
+    graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
+    largest = max(cell["size_inner"] for cell in cells(settings))
+    head = FLOAT_BYTES * head_numbers(features, largest, classes) + FRAME_BYTES
+    if head > MAX_HEAD_BYTES or graph + head > MAX_MODEL_BYTES:
+        raise SearchError(
+            f"a bundle holds a head of at most {_size(MAX_HEAD_BYTES)}, and of {_size(MAX_MODEL_BYTES)} with its "
+            f"backbone. Received: {_size(head)} with --size-inner {largest} and {classes} classes, and a backbone of "
+            f"{_size(graph)}",
+            "Use a smaller --size-inner.",
+        )
 
 
 def head_numbers(features: int, size_inner: int, classes: int) -> int:

@@ -39,7 +39,7 @@ from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
 from tune_jobs.growth import Demand, room
 from tune_jobs.mlflow_runs import MLflow, Server
-from tune_jobs.plan import Plan, make_plan
+from tune_jobs.plan import Plan, check_sealable, make_plan
 from tune_jobs.records import TrialRow
 from tune_jobs.runfolder import (
     check_same_backbone,
@@ -281,6 +281,7 @@ def _run(job: _Job) -> RunSummary:
         where = settings.storage_path or "the cache"
         said.append(f"{job.spec.name} at {job.spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
         backbone = backbone or on_this_node(freeze, job.spec, job.cache)
+        check_sealable(settings, job.manifest, backbone)  # The plan knew less where it was not in the cache.
         if settings.storage_path is not None:
             share_frozen(backbone, job.cache, settings.storage_path)
     if settings.mode == END_TO_END:

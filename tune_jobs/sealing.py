@@ -20,6 +20,7 @@ from rayml.frozen import FrozenBackbone
 from rayml.graph import attach_head
 from rayml.model_card import CardNotes, data_licence
 from rayml.predictions import PREDICTIONS_FILE, Predictions
+from rayml.report.facts import MAX_MATRIX_CLASSES
 from tune_jobs.config import SearchSettings
 from tune_jobs.select import Winner
 
@@ -62,6 +63,9 @@ def _contents(
 ) -> BundleContents:
     """The winner's bundle: the backbone's very graph with the head behind it, and what it has to answer."""
     pictures, features = backbone.golden()
+    figures = scores(won.validation_logits, labels, manifest.classes, won.temperature)
+    if len(manifest.classes) > MAX_MATRIX_CLASSES:  # It grows with their square, and the answers hold it as well.
+        del figures["confusion"]
     tuning = settings.fine_tuning
     return BundleContents(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", settings.data.absolute().name).strip("._-")[:64] or "classifier",
@@ -78,7 +82,7 @@ def _contents(
             data_digest=manifest.digest,
             mode=settings.mode,
         ),
-        metrics=scores(won.validation_logits, labels, manifest.classes, won.temperature),
+        metrics=figures,
         temperature=won.temperature,
         model=attach_head(backbone.graph(), won.head),
         head=won.head,

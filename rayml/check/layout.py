@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayml.bundle_json import MAX_NAME_CHARACTERS
 from rayml.check.findings import Finding
 from rayml.data import TRAIN, VALIDATION
 from rayml.errors import DataError
@@ -153,7 +154,7 @@ def _read_split(layout: Layout, folder: Path, split: str) -> None:
         if _what(layout, entry) != "folder":
             _unused(layout, entry)
         elif not has_shown_name(entry):
-            layout.add("class_name", entry, "a class name must consist of printable characters")
+            layout.add("class_name", entry, f"a class name must be at most {MAX_NAME_CHARACTERS} printable characters")
         else:
             counts[entry.name] = _read_class(layout, entry, split)
 

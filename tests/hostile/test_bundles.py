@@ -319,7 +319,7 @@ def _text(content: dict[str, Any], old: str, new: str) -> bytes:
         lambda content: _text(content, '"version": 1', '"version": ' + "[" * 100_000 + "]" * 100_000),
         lambda content: json.dumps(content).encode("utf-16"),
         lambda content: json.dumps(content).encode()[:-2],
-        lambda content: json.dumps(content).encode() + b" " * (1 << 20),
+        lambda content: json.dumps(content).encode() + b" " * (1 << 24),
         lambda content: b"",
         lambda content: b"[]",
         lambda content: b'"bundle"',

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import signal
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from rayml.bundle import Bundle, Golden, Training, write_bundle
+from rayml.bundle_json import MAX_CLASSES
 from rayml.errors import BundleError, UsageError
+from rayml.graph import attach_head
 from rayml.head import HeadWeights
+from rayml.model_card import CardNotes
 from tests.rayml import small
 
 KEYS = ["format", "name", "version", "created", "classes", "preprocessing", "image_size", "backbone", "head"]
@@ -66,6 +70,23 @@ def test_the_model_card_says_what_counts(tmp_path: Path) -> None:
     card = (tmp_path / "best" / "MODEL_CARD.md").read_text()
     for words in ("dress, hat, shoes", "accuracy: 0.7500", "| hat | 0.5000 | 0.2500 | 4 |", "d" * 64, "## Limits"):
         assert words in card
+
+
+def test_the_most_classes_fit(tmp_path: Path) -> None:
+    """With names of 100 characters, the figures of each, and a card that names each four times."""
+    classes = tuple(f"{number:05}_" + "x" * 94 for number in range(MAX_CLASSES))
+    per_class = {name: {"precision": 2 / 3, "recall": 1 / 3, "n": 12} for name in classes}
+    head = small.head(classes=len(classes))
+    logits = head.logits(np.ones((6, small.FEATURES), np.float32))
+    made = small.contents(
+        classes=classes,
+        metrics={"per_class": per_class},
+        head=head,
+        model=attach_head(small.backbone().SerializeToString(), head),
+        notes=CardNotes(counts={"train": dict.fromkeys(classes, 7), "validation": dict.fromkeys(classes, 12)}),
+    )
+    made = dataclasses.replace(made, golden=Golden(made.golden.pictures, logits))
+    assert write_bundle(tmp_path / "best", made).record.classes == classes
 
 
 def test_a_bundle_may_be_moved_and_linked_to(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp
 def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph of 7 MB, whose largest value is 5 MB a photo; the trained top has 6 MB of values and 1 MB of weights."""
     graph = bytes(7 * 10**6)
-    found = SimpleNamespace(features=FEATURES, graph=lambda: graph)
+    (tmp_path / "backbone.onnx").write_bytes(graph)
+    found = SimpleNamespace(features=FEATURES, folder=tmp_path, graph=lambda: graph)
     monkeypatch.setattr(module, "find_frozen", lambda *arguments: found)
     mega = 10**6
     monkeypatch.setattr(
@@ -147,6 +148,21 @@ def test_what_a_person_should_know(frozen: None, tmp_path: Path, changes: dict[s
     (note,) = plan(tmp_path, **changes).notes
     assert words in note
     assert "\n" not in note
+
+
+@pytest.mark.parametrize("mode", ["features", "end-to-end"])
+def test_a_head_that_no_bundle_holds(frozen: None, tmp_path: Path, mode: str) -> None:
+    size = 2**30 // 4 // (FEATURES + 1 + CLASSES)  # Its numbers alone are a gibibyte.
+    with pytest.raises(SearchError, match=rf"at most 1\.1 GB.* 1\.1 GB with --size-inner {size} and 10 classes"):
+        plan(tmp_path, size_inner=(10, size), mode=mode)
+
+
+def test_what_no_backbone_makes_good_is_refused_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SearchError, match="a bundle holds a head of at most"):
+        plan(tmp_path, size_inner=2**30 // 4 // (1 + 1 + CLASSES))
+    monkeypatch.setattr(module, "MAX_CLASSES", CLASSES - 1)
+    with pytest.raises(SearchError, match=r"a bundle has at most 9 classes\. Received: 10"):
+        plan(tmp_path)
 
 
 def test_what_cannot_be_done_ends_with_the_arithmetic(
