@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import colorsys
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from rayml.errors import RaymlError, UsageError
 from rayml.garments import CLOTH, GARMENTS, NOTHING, Pen, Point, Shape
+from rayml.new_folder import drafted, is_new
 
 CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 SAMPLE_SEED = 1
@@ -241,8 +241,8 @@ def write_sample(
 ) -> int:
     """Write the sample as `train/<class>/<class>-0001.jpg` and on, and the same under `validation`.
 
-    It is written into a temporary folder beside `folder` and renamed at the end, so that an interruption leaves
-    no half of a sample under its name.
+    It is written into a hidden folder and moved at the end, so that an interruption leaves no half of a sample under
+    its name.
 
     Arguments:
         folder: a folder that does not exist yet, or an empty one.
@@ -265,15 +265,13 @@ def write_sample(
         raise UsageError(f"seed must be 0 to {seeds - 1}. Received: {seed}")
     folder = Path(folder).resolve()
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_new(folder):
             raise UsageError(f"expected a new or an empty folder. Received: {folder}", "Name another folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
-            root = Path(unfinished, folder.name)
+        with drafted(folder) as root:
             for split, count in counts.items():
                 for label in CLASSES:
                     _write_class(root / split / label, label, split, count, seed)
-            root.rename(folder)  # POSIX: takes the place of an empty folder in one step.
     except OSError as error:
         raise RaymlError(
             f"the sample cannot be written to {folder} ({error.strerror})", "Name a folder that can be written to."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from rayml import clothing
 from rayml.archive import unpack
 from rayml.cli.download import download
 from rayml.errors import DataError, RaymlError, UsageError
+from rayml.new_folder import PARTIAL, drafted, is_new
 from rayml.progress import Progress
 
 
@@ -41,14 +41,13 @@ def fetch_clothing(folder: Path, progress: Progress, *, url: str | None = None, 
         return False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as unfinished:
-            part = folder.parent / f".{folder.name}.zip.part"
+        # Where a volume is mounted, nothing may be written beside it.
+        part = folder / f"{PARTIAL}zip" if folder.exists() else folder.parent / f".{folder.name}.zip.part"
+        with drafted(folder) as root:
             if archive is None:
                 download(url or clothing.URL, part, clothing.LIMITS.max_bytes, clothing.ARCHIVE_MB, progress)
             elif not archive.is_file():
                 raise UsageError(f"--archive must be a file. Received: {archive}")
-            root = Path(unfinished, folder.name)
-            root.mkdir()
             try:
                 with progress.bar("unpack", clothing.PHOTOS, "files") as advance:
                     unpack(archive or part, root, clothing.wanted, clothing.LIMITS, advance)
@@ -56,8 +55,7 @@ def fetch_clothing(folder: Path, progress: Progress, *, url: str | None = None, 
             except DataError as error:
                 part.unlink(missing_ok=True)  # Going on with it would end the same way.
                 raise DataError(error.message.replace(f"{root}/", ""), error.hint) from None
-            root.rename(folder)  # POSIX: takes the place of an empty folder in one step.
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     except OSError as error:
         raise RaymlError(
             f"the photos cannot be written to {folder} ({error.strerror})", "Name a folder that can be written to."
@@ -67,6 +65,6 @@ def fetch_clothing(folder: Path, progress: Progress, *, url: str | None = None, 
 
 def _holds_something(folder: Path) -> bool:
     try:
-        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        return not is_new(folder)
     except OSError as error:
         raise UsageError(f"expected a folder. Received: {folder} ({error.strerror})") from None

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayml import clothing
-from rayml.cli import download
+from rayml.cli import download, fetch
 from rayml.cli.data import data as command
 from rayml.errors import DataError, RaymlError, UsageError
 from tests.cli.file_server import Served, serving
@@ -63,9 +63,36 @@ def test_fetched_checked_and_put_in_place(archive: bytes, tmp_path: Path) -> Non
 
 def test_a_downloaded_archive(archive: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(archive)
-    (tmp_path / "photos").mkdir()
     assert run(tmp_path / "photos", "--archive", tmp_path / "a.zip").exit_code == 0
     assert (tmp_path / "a.zip").exists()
+
+
+def test_an_empty_folder_stays_the_one_it_is(archive: bytes, tmp_path: Path) -> None:
+    """Where a volume is mounted there is no other, and a shell that works in it would lose it."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    before = folder.stat().st_ino
+    with serving(Served(archive, cuts=[300])) as served:
+        assert run(folder, "--url", served.url).exit_code == 0
+    assert folder.stat().st_ino == before
+    assert names(folder) == ["LICENSE", "test", "train", "validation"] and names(tmp_path) == ["photos", "source"]
+
+
+def test_a_download_into_an_empty_folder_goes_on(
+    archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / ".rayml-partial-killed").mkdir()
+    fetched: list[Path] = []
+
+    def broken(url: str, path: Path, *others: object) -> None:
+        fetched.append(path)
+        path.write_bytes(b"first")
+        raise RaymlError("the connection broke off")
+
+    monkeypatch.setattr(fetch, "download", broken)
+    assert run(tmp_path / "photos").exit_code == run(tmp_path / "photos").exit_code == 1
+    assert fetched[0] == fetched[1] and names(tmp_path / "photos") == [".rayml-partial-killed", ".rayml-partial-zip"]
 
 
 @pytest.mark.parametrize(

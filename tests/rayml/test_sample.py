@@ -118,6 +118,13 @@ def test_write_sample_fills_an_empty_folder(tmp_path: Path) -> None:
     assert len(list((tmp_path / "there").rglob("*.jpg"))) == 20
 
 
+def test_write_sample_into_the_folder_of_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sample(Path(), train_per_class=1, validation_per_class=1)
+    assert sorted(path.name for path in Path().iterdir()) == ["train", "validation"]
+    assert len(list(Path().rglob("*.jpg"))) == 20
+
+
 def test_write_sample_leaves_a_folder_that_holds_something_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(UsageError, match="empty folder"):

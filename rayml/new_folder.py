@@ -1,0 +1,58 @@
+"""A folder that is there whole or not at all: a hidden draft first, its content under the folder's name at the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".rayml-partial-"  # What a killed process leaves begins so, and can be deleted.
+
+
+def is_new(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder; what a killed process left in it does not count.
+
+    Raises:
+        OSError: it cannot be seen.
+    """
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(entry.name.startswith(PARTIAL) for entry in folder.iterdir())
+
+
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, whose content is moved to `folder` where the block ends without an error.
+
+    A folder that is not there yet appears in one step: the draft lies beside it and is renamed (POSIX rename). An empty
+    one stays the very folder, since it may be where a shell works, or where a volume is mounted: the draft lies in it,
+    and its entries are moved up one after the other, or all of them back where one cannot be.
+
+    Arguments:
+        folder: `is_new`; its parent is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    there = folder.exists()
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder if there else folder.parent) as hidden:
+        draft = Path(hidden, "draft")  # `hidden` itself is for its owner alone.
+        draft.mkdir()
+        yield draft
+        if there:
+            _move_up(draft, folder)
+        else:
+            draft.rename(folder)
+
+
+def _move_up(draft: Path, folder: Path) -> None:
+    moved: list[str] = []
+    try:
+        for entry in sorted(draft.iterdir()):
+            entry.rename(folder / entry.name)
+            moved.append(entry.name)
+    except OSError:
+        for name in moved:
+            (folder / name).rename(draft / name)
+        raise
