@@ -15,6 +15,12 @@ Each message says what was expected and what came; `hint` says what to do about 
 
 from __future__ import annotations
 
+import errno
+import sys
+
+# A disk that is full or broken: the command was right, and would be again.
+_DISK_FAILED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+
 
 class RaymlError(Exception):
     """An error that a person can act on.
@@ -23,7 +29,8 @@ class RaymlError(Exception):
         message: one line: what was expected, then what came.
         hint: one line: what to do about it, or "" where nothing helps.
 
-    `exit_code` is what a command ends with: 2 for wrong usage or input, 1 for a failure.
+    `exit_code` is what a command ends with: 2 for wrong usage or input, 1 for a failure, which the answer to an
+    `OSError` of a full or broken disk always is.
     """
 
     exit_code = 1
@@ -32,6 +39,9 @@ class RaymlError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        answered = sys.exc_info()[1]
+        if isinstance(answered, OSError) and answered.errno in _DISK_FAILED:
+            self.exit_code = 1
 
     def __str__(self) -> str:
         return self.message

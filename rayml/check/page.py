@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import io
-import os
 from itertools import groupby
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from PIL import Image
 
 from rayml.check.findings import Finding, Report
 from rayml.check.table import printable
-from rayml.errors import InputError, UsageError
+from rayml.errors import InputError
 from rayml.images import DEFAULT_LIMITS, load_pixels
+from rayml.page_file import write_page_file
 
 MAX_OF_A_KIND = 60  # Findings shown of each kind ...
 MAX_THUMBNAILS = 600  # ... and pictures of all kinds together, at some 3 KB each.
@@ -47,13 +47,7 @@ def write_page(path: Path, report: Report, root: Path) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(page(report, root), encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UsageError(f"--html must be a file that can be written. Received: {path} ({error.strerror})") from None
+    write_page_file(path, "--html", page(report, root).encode())
 
 
 def page(report: Report, root: Path) -> str:

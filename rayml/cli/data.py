@@ -57,9 +57,12 @@ def check(directory: Path, bundle: Path | None, html: Path | None, strict: bool,
     from rayml.check.doctor import check_data
     from rayml.check.page import write_page
     from rayml.check.table import print_report
+    from rayml.page_file import check_page_file
     from rayml.predictor import Predictor
     from rayml.progress import Progress
 
+    if html:
+        check_page_file(html, "--html")  # Rather now than after the check.
     predictor = Predictor(bundle, engine) if bundle else None
     report = check_data(directory, Progress(), predictor)
     if html:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rayml.errors import UsageError
+from rayml.page_file import check_page_file, write_page_file
 from rayml.report import facts, photos, plots
 from rayml.report.run import Run, read_run
 from rayml.report.svg import SERIES
@@ -150,15 +150,10 @@ def _content(run: Run, data: Path | None) -> dict[str, Any]:
 
 
 def _write(run: Run, target: Path, data: Path | None, refresh_s: float | None) -> Path:
+    check_page_file(target, "--out")
     # A file's name may hold bytes that are no UTF-8; they are shown as question marks.
     text = render(run, data=data, refresh_s=refresh_s).encode("utf-8", "replace")
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        draft.write_bytes(text)
-        draft.replace(target)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UsageError(f"--out must be a file that can be written. Received: {target} ({error.strerror})") from None
+    write_page_file(target, "--out", text)
     return target
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayml.cli.data import data as command
-from rayml.errors import BundleError, DataError
+from rayml.errors import BundleError, DataError, UsageError
 from tests.rayml.check.folder import write_sound
 from tests.serving.tiny_bundle import write_tiny_bundle
 
@@ -52,6 +52,13 @@ def test_errors_end_with_1_and_warnings_where_asked(photos: Path) -> None:
 def test_wrong_use(photos: Path, tmp_path: Path) -> None:
     assert isinstance(run(tmp_path / "nowhere").exception, DataError)
     assert isinstance(run(photos, "--bundle", photos).exception, BundleError)
+
+
+@pytest.mark.parametrize("html", [".", "", "/", "none/check.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_the_check(photos: Path, html: str) -> None:
+    done = run(photos, "--html", html)
+    assert isinstance(done.exception, UsageError) and "--html must be a file" in done.exception.message
+    assert "photos" not in done.stderr
 
 
 def test_with_a_bundle(photos: Path, tmp_path: Path) -> None:

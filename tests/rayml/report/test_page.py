@@ -189,8 +189,9 @@ def test_what_cannot_be_written(run: Path, tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(UsageError, match="--out must be a file that can be written"):
         write_report(run, tmp_path / "none" / "report.html")
-    with pytest.raises(UsageError, match="--out must be a file that can be written"):
-        write_report(run, tmp_path)
+    for folder in (tmp_path, Path(), Path("/")):
+        with pytest.raises(UsageError, match=r"--out must be a file that can be written\. Received: .* \(a folder\)"):
+            write_report(run, folder)
 
 
 def test_the_same_run_gives_the_same_page(run: Path, data: Path) -> None:
