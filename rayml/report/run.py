@@ -16,6 +16,8 @@ from rayml.errors import DataError, UsageError
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 
 RUNNING, WAITING = "running", "waiting"
+# It names every file that was left aside: one beside each of a million photos, say, at a hundred bytes a name.
+_MAX_RUN_BYTES = 1 << 28
 _STATUS = {"stop": "stopped", "finish": "finished", "fail": "failed"}  # decisions of the ledger that end a trial
 
 
@@ -131,7 +133,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         record=record,
         trials=tuple(trials),
-        bundle=Record.from_json(_read_bytes(best)) if best.exists() else None,
+        bundle=Record.from_json(_read_bytes(best, MAX_JSON_BYTES)) if best.exists() else None,
         predictions=Predictions.read(predictions) if predictions.exists() else None,
     )
 
@@ -156,7 +158,7 @@ def _read_record(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = json.loads(_read_bytes(path))
+        record = json.loads(_read_bytes(path, _MAX_RUN_BYTES))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(record, dict):
@@ -164,14 +166,14 @@ def _read_record(path: Path) -> Mapping[str, Any]:
     return record
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise _damaged(path, error.strerror) from None
-    if len(data) > MAX_JSON_BYTES:
-        raise _damaged(path, f"more than {MAX_JSON_BYTES} bytes")
+    if len(data) > max_bytes:
+        raise _damaged(path, f"more than {max_bytes} bytes")
     return data
 
 

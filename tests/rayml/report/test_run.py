@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rayml.bundle_json import MAX_JSON_BYTES
 from rayml.errors import BundleError, DataError, UsageError
 from rayml.report.run import read_run
 from tests.rayml.report import made
@@ -67,6 +68,15 @@ def test_an_epoch_done_again_counts_once(tmp_path: Path) -> None:
 def test_an_empty_folder_is_a_search_that_has_not_begun(tmp_path: Path) -> None:
     found = read_run(tmp_path)
     assert (found.status, found.over, found.trials, found.leader) == ("starting", False, (), None)
+
+
+def test_many_files_may_have_been_left_aside(tmp_path: Path) -> None:
+    folder = made.searching(tmp_path / "run", {})
+    names = [f"train/hat/{number:080}.xmp" for number in range(250_000)]
+    record = made.record("searching")
+    (folder / "run.json").write_text(json.dumps({**record, "data": {**record["data"], "ignored": names}}, indent=1))
+    assert (folder / "run.json").stat().st_size > MAX_JSON_BYTES
+    assert read_run(folder).record["data"]["ignored"] == names
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
