@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,8 +58,6 @@ def examine(address: str | None, port: int, cache: Path | None) -> list[Check]:
         port: that a server is meant to listen on.
         cache: for backbones and features; None for the usual place.
     """
-    from rayml.frozen import default_cache
-
     return [
         _python(),
         *_packages(),
@@ -71,9 +70,7 @@ def examine(address: str | None, port: int, cache: Path | None) -> list[Check]:
         _haproxy(),
         _cluster(address),
         _port(port),
-        *_disks(
-            {"cache": cache or default_cache(), "this folder": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
-        ),
+        *_disks(cache),
     ]
 
 
@@ -266,7 +263,14 @@ def _port(port: int) -> Check:
     return Check("port", "ok", f"{port} is free")
 
 
-def _disks(folders: dict[str, Path]) -> Iterator[Check]:
+def _disks(cache: Path | None) -> Iterator[Check]:
+    from rayml.frozen import default_cache
+
+    folders = {"cache": cache or default_cache(), "this folder": Path.cwd()}
+    try:
+        folders["temporary"] = Path(tempfile.gettempdir())
+    except OSError as error:
+        yield Check("disk, temporary", "error", f"{error.strerror}", "Set TMPDIR to a folder that can be written to.")
     for name, folder in folders.items():
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         try:
@@ -289,7 +293,11 @@ def _cached(folder: Path) -> str:
     """What lies in the cache, for a person who looks for space."""
     if not folder.is_dir():
         return ", nothing cached yet"
-    used = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    used = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # A search beside this one removes what it no longer needs.
+                used += Path(parent, name).lstat().st_size
     banks = len(list((folder / "features").glob("*")))
     return f", {banks} feature banks, {_gib(used)} cached"
 

@@ -99,7 +99,12 @@ class OpenVINOEngine(Engine):
         """
         if sys.platform != "linux":
             return core.compile_model(graph, "CPU", settings)
-        with tempfile.TemporaryDirectory(prefix="rayml-openvino-") as folder:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="rayml-openvino-")
+        except OSError as error:
+            _log.warning("The weights stay in memory twice: no folder can be made for them (%s).", error.strerror)
+            return core.compile_model(graph, "CPU", settings)
+        with temporary as folder:
             try:
                 graph = _weights_in_a_file(core, graph, Path(folder))
             except RuntimeError as error:

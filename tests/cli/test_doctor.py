@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -145,5 +147,34 @@ def test_a_disk_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_p
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
-    found = {check.name: check.status for check in machine._disks({"cache": tmp_path, "this folder": tmp_path})}
-    assert found == {"disk, cache": "error", "disk, this folder": "warning"}
+    found = {check.name: check.status for check in machine._disks(tmp_path)}
+    assert found == {"disk, cache": "error", "disk, this folder": "warning", "disk, temporary": "error"}
+
+
+def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose whole file system is read-only: the other checks are made all the same."""
+
+    def none() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in []")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", none)
+    found = {check.name: check for check in machine._disks(tmp_path)}
+    assert sorted(found) == ["disk, cache", "disk, temporary", "disk, this folder"]
+    assert found["disk, temporary"].status == "error" and "TMPDIR" in found["disk, temporary"].hint
+
+
+def test_a_cache_that_a_search_works_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "features").mkdir()
+    for name in ("kept", "removed"):
+        (tmp_path / "features" / name).touch()
+    os.truncate(tmp_path / "features" / "kept", 2**29)
+    look = Path.lstat
+
+    def vanishing(path: Path) -> os.stat_result:
+        if path.name == "removed":
+            path.unlink()
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", vanishing)
+    assert machine._cached(tmp_path) == ", 1 feature banks, 0.5 GiB cached"

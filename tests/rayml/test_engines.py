@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -329,6 +331,22 @@ def test_openvino_says_that_it_found_no_room_for_its_file(
     monkeypatch.setattr(openvino, "save_model", full)
     engine = load_engine(model, "openvino")
     assert "The weights stay in memory twice" in caplog.text
+    images = small.pictures(2)
+    np.testing.assert_allclose(engine(images), small.head().logits(small.features_of(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_needs_no_temporary_folder(
+    model: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container whose whole file system is read-only."""
+
+    def none() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in []")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", none)
+    engine = load_engine(model, "openvino")
+    assert "The weights stay in memory twice: no folder can be made" in caplog.text
     images = small.pictures(2)
     np.testing.assert_allclose(engine(images), small.head().logits(small.features_of(images)), rtol=1e-4, atol=1e-4)
 
