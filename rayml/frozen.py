@@ -10,8 +10,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -202,7 +202,9 @@ def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: 
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        # Not `tempfile.mkdtemp`: its folders are for their owner alone, and a cache may be for several users.
+        draft = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+        draft.mkdir()
         try:
             (draft / "golden").mkdir()
             for name, data in pictures.items():

@@ -42,6 +42,8 @@ def test_what_is_frozen(frozen: FrozenBackbone, tmp_path: Path) -> None:
     assert frozen.folder == frozen_folder(SPEC, tmp_path)
     assert load_frozen(frozen.folder) == frozen
     assert [path.name for path in (tmp_path / "backbones").iterdir()] == [frozen.folder.name]  # no draft is left
+    (tmp_path / "any").mkdir()
+    assert frozen.folder.stat().st_mode == (tmp_path / "any").stat().st_mode  # Other users of the cache can use it.
 
 
 def test_golden_features_are_kerass_own(frozen: FrozenBackbone) -> None:
