@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 
@@ -58,6 +59,10 @@ for command in (demo, data, tune, report, evaluate, verify, predict, serve, *VER
 def main() -> None:
     """Run the command line; errors that a person can act on are one line, with what to do in a second."""
     set_verbose(False)
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name may hold bytes that are no text: shown as an escape, it costs nobody the answer.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = rayml.main(prog_name="rayml", standalone_mode=False)
         if isinstance(code, int):  # what `Context.exit` was called with

@@ -265,6 +265,13 @@ def test_what_is_no_picture(bundle: Path, tmp_path: Path, run: Any) -> None:
     assert_refused(run("predict", tmp_path, "--bundle", bundle), 2, "Is a directory")
 
 
+def test_a_name_that_is_no_text(bundle: Path, tmp_path: Path, run: Any) -> None:
+    path = picture(tmp_path, 0).rename(tmp_path / "\udcff.jpg")
+    done = run("predict", path, "--bundle", bundle)
+    assert done.returncode == 0 and "\\udcff.jpg" in done.stdout
+    assert_refused(run("predict", tmp_path / "\udcfe.jpg", "--bundle", bundle), 2, "\\udcfe.jpg")
+
+
 def test_a_server_that_is_down(tmp_path: Path, run: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
