@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,8 @@ class BackboneSpec:
 
     Arguments:
         name: a key of `ARCHITECTURES`; see `backbone_spec` for other spellings.
-        weights: `imagenet`, `none` (random, seeded), `builtin` (tiny's own), or the path of a Keras weights file.
+        weights: `imagenet`, `none` (random, seeded), `builtin` (tiny's own), or the path of a Keras weights file,
+            absolute.
         image_size_px: the side of the square it looks at.
     """
 
@@ -156,6 +157,8 @@ def backbone_spec(name: str = "xception", weights: str | None = None, image_size
     spec = BackboneSpec(name, weights or "imagenet", size)
     if spec.weights_file is not None:
         _check_weights_file(spec.weights_file)
+        # Trials, which work in folders of their own, have to find it as well.
+        spec = replace(spec, weights=str(spec.weights_file.absolute()))
     return spec
 
 

@@ -155,6 +155,17 @@ def test_a_file_gives_its_weights(small_weights: Path) -> None:
     assert weights_sha256(spec, given) == file_sha256(small_weights) == digest
 
 
+def test_a_file_is_found_from_every_folder(
+    small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial works in one of its own."""
+    monkeypatch.chdir(small_weights.parent)
+    spec = backbone_spec("mobilenet_v3_small", small_weights.name, 64)
+    monkeypatch.chdir(tmp_path)
+    assert spec == backbone_spec("mobilenet_v3_small", str(small_weights), 64)
+    assert weights_sha256(spec, build_base(spec)) == file_sha256(small_weights)
+
+
 def test_kerass_older_files_without_top_are_read(tmp_path: Path) -> None:
     import keras
 
