@@ -204,7 +204,7 @@ def _pixels(tensor: _Tensor, binary: bytes, limits: RequestLimits) -> tuple[Sour
         numbers = np.frombuffer(binary, np.uint8)
     else:
         try:
-            given = np.asarray(tensor.data)
+            given = pixels.as_array(tensor.data, "pixels")
         except ValueError:
             raise _wrong("data must be numbers, flat or nested as the shape", "lists of unequal lengths") from None
         if given.size != size or given.shape not in ((size,), shape):

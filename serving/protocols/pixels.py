@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ def picture(value: Any, name: str, limits: RequestLimits) -> NDArray[np.uint8]:
         InputError: 400 for another shape or other numbers, 413 for too many pixels.
     """
     try:
-        numbers = np.asarray(value)
-    except ValueError:  # Rows of different lengths.
+        numbers = as_array(value, name)
+    except ValueError:
         raise InputError(
             f"{name} must be H x W x 3 numbers. Received: lists of unequal lengths", code="wrong_shape"
         ) from None
@@ -33,6 +34,32 @@ def picture(value: Any, name: str, limits: RequestLimits) -> NDArray[np.uint8]:
         raise _wrong_shape(name, shape)
     check_pixels(numbers.shape[0], numbers.shape[1], limits)
     return as_bytes(numbers, name)
+
+
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """JSON numbers, in lists of any depth, as an array of their shape.
+
+    They are looked at before NumPy sees them: from one long string among many short ones it would make an array in
+    which every element is that long.
+
+    Raises:
+        InputError: 400 for anything but numbers and lists.
+        ValueError: the lists have unequal lengths.
+    """
+    shape: list[int] = []
+    level, kinds = [value], {type(value)}
+    while kinds == {list}:
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise ValueError("lists of unequal lengths")
+        shape += lengths
+        level = list(chain.from_iterable(level))
+        kinds = set(map(type, level))
+    if not kinds <= {list, int, float}:
+        raise InputError(f"{name} must be whole numbers from 0 to 255.", code="wrong_pixels")
+    if list in kinds:
+        raise ValueError("numbers beside lists")
+    return np.array(level).reshape(shape)
 
 
 def _wrong_shape(name: str, received: str) -> InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,7 @@ def test_tensors_that_are_refused(tensor: dict[str, Any]) -> None:
         ({"inputs": [_image(data=["?", "eA=="])]}, "bad_base64"),
         ({"inputs": [_image(data=["", "eA=="])]}, "empty_image"),
         ({"inputs": [_pixels(data=[256] * 24)]}, "wrong_pixels"),
+        ({"inputs": [_pixels(data=["1"] * 24)]}, "wrong_pixels"),
         ([], "bad_json"),
     ],
 )
@@ -158,6 +160,19 @@ def test_requests_that_are_refused(value: object, code: str) -> None:
     with pytest.raises(InputError) as caught:
         _parse(value)
     assert (caught.value.status, caught.value.code) == (400, code)
+
+
+def test_a_long_string_among_short_ones_takes_no_memory_for_each() -> None:
+    request = {"inputs": [_pixels(data=["a" * 100_000, *["b"] * 500])]}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as caught:
+            _parse(request)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.status, caught.value.code) == (400, "wrong_pixels")
+    assert peak < 2_000_000
 
 
 @pytest.mark.parametrize(

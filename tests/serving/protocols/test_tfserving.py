@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.serving.protocols.facts import FACTS, IDENTITY, PREDICTIONS
 
 LIMITS = RequestLimits(max_image_bytes=1000, max_instances=3, max_pixels=100)
 PIXELS = [[[0, 1, 2], [253, 254, 255]]]  # 1 x 2 x 3
+LONG_AND_SHORT = ["a" * 100_000, *["b"] * 500]  # 200 MB where each takes as much as the longest
 
 
 def _sources(value: object) -> tuple[Any, ...]:
@@ -122,12 +124,31 @@ def test_a_signature_of_one_output_is_answered_without_its_name(signature: str, 
         ({"instances": [[[["1", "2", "3"]]]]}, "wrong_pixels"),
         ({"instances": [[[[None, 2, 3]]]]}, "wrong_pixels"),
         ({"instances": [[[[True, True, True]]]]}, "wrong_pixels"),
+        ({"instances": [[[[True, 2, 3]]]]}, "wrong_pixels"),
+        ({"instances": [[[[1, 2, {"b64": "eA=="}]]]]}, "wrong_pixels"),
+        ({"instances": [{"pixels": "eA=="}]}, "wrong_pixels"),
+        ({"instances": [{"pixels": 7}]}, "wrong_shape"),
+        ({"instances": [[[1, [2]], 3]]}, "wrong_shape"),
     ],
 )
 def test_what_is_refused(value: object, code: str) -> None:
     with pytest.raises(InputError) as caught:
         _sources(value)
     assert (caught.value.status, caught.value.code) == (400, code)
+
+
+@pytest.mark.parametrize("item", [LONG_AND_SHORT, {"pixels": [[LONG_AND_SHORT]]}])
+def test_a_long_string_among_short_ones_takes_no_memory_for_each(item: Any) -> None:
+    body = json.dumps({"instances": [item]}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as caught:
+            tfserving.parse({}, body, LIMITS, FACTS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.status, caught.value.code) == (400, "wrong_pixels")
+    assert peak < 10 * len(body)
 
 
 def test_a_picture_with_too_many_pixels_or_bytes_is_413() -> None:
