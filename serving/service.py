@@ -12,9 +12,10 @@ import asyncio
 import random
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +31,7 @@ from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models, ServedModel
-from serving.protocols.base import Address, Answer, Source, Work, check_picture, too_large
+from serving.protocols.base import Address, Answer, Source, Variants, Work, check_picture, too_large
 from serving.routes import Context, Protocol, Route, Target
 
 REQUEST_ID_HEADER = "x-rayml-request-id"
@@ -42,6 +43,7 @@ _OVERLOADED = "overloaded"
 _POOL_PER_THREAD = 2
 # A line for each refusal would cost more than the refusal, just when there is no time for it.
 _REFUSED_EVERY_S = 1.0
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -216,26 +218,22 @@ class Service:
             state.pictures = len(work.sources)
             self._metrics.batch(len(work.sources))
             first = work.sources[0]
-            if len(work.sources) > 1 or isinstance(first, Address):
+            if len(work.sources) > 1 or isinstance(first, Address) or work.variants is not None:
                 return work
-            return work.render([self._predict(model, first)])  # The common case, in one visit to the pool.
+            return work.render([self._predict(model, first)[0]])  # The common case, in one visit to the pool.
 
         begun = await self._in_pool(begin, deadline)
         if isinstance(begun, Answer):
             return begun
         pictures = await self._gather(begun.sources, deadline)
-        jobs = [
-            asyncio.ensure_future(self._in_pool(lambda p=picture: self._predict(model, p), deadline))  # type: ignore[misc]
-            for picture in pictures
-        ]
-        try:
-            predictions = await asyncio.gather(*jobs)
-        finally:
-            for job in jobs:  # What has not begun when one has failed, or nobody waits any more, never does.
-                job.cancel()
+        if begun.variants is None:
+            predictions = await self._each_in_pool(lambda picture: self._predict(model, picture)[0], pictures, deadline)
+        else:
+            predictions = await self._predict_variants(model, pictures[0], begun.variants, deadline)
         return await self._in_pool(lambda: begun.render(predictions), deadline)
 
-    def _predict(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> Prediction:
+    def _predict(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> tuple[Prediction, NDArray[np.uint8]]:
+        """The prediction for a picture that somebody sent, and its pixels as the model took them."""
         began = time.perf_counter()
         size = model.facts.image_size_px
         pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
@@ -245,7 +243,22 @@ class Service:
         prediction = model.answers(logits)[0]
         self._models.answered(model, source, pixels, prediction.label, inferred - decoded)
         self._metrics.predicted(model.facts.identity, decoded - began, inferred - decoded, prediction)
-        return prediction
+        return prediction, pixels
+
+    async def _predict_variants(
+        self, model: ServedModel, source: bytes | NDArray[np.uint8], variants: Variants, deadline: float
+    ) -> list[Prediction]:
+        """The predictions for a picture and then for its variants, which are counted nowhere."""
+
+        def begin() -> tuple[Prediction, Sequence[NDArray[np.uint8]]]:
+            prediction, pixels = self._predict(model, source)
+            return prediction, variants.make(pixels)
+
+        def vary(pixels: NDArray[np.uint8]) -> Prediction:
+            return model.answers(model.predict_pixels(pixels[np.newaxis]))[0]
+
+        prediction, made = await self._in_pool(begin, deadline)
+        return [prediction, *await self._each_in_pool(vary, made, deadline)]
 
     async def _gather(self, sources: tuple[Source, ...], deadline: float) -> list[bytes | NDArray[np.uint8]]:
         """The pictures, those elsewhere fetched.
@@ -294,6 +307,15 @@ class Service:
             return job()
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, unless_late)
+
+    async def _each_in_pool(self, job: Callable[[_S], _T], items: Sequence[_S], deadline: float) -> list[_T]:
+        """Run the job on the threads for each item."""
+        jobs = [asyncio.ensure_future(self._in_pool(partial(job, item), deadline)) for item in items]
+        try:
+            return await asyncio.gather(*jobs)
+        finally:
+            for each in jobs:  # What has not begun when one has failed, or nobody waits any more, never does.
+                each.cancel()
 
     async def _read(self, call: Call, max_bytes: int, state: _State) -> bytes:
         """The body, or a refusal as soon as it is more than `max_bytes` or than the replica has room for."""

@@ -87,16 +87,33 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Variants:
+    """Pictures to be classified beside the one that was sent, made from it.
+
+    Arguments:
+        count: how many.
+        make: makes them from its pixels, uint8 (H, W, 3) as the model takes them.
+    """
+
+    count: int
+    make: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
 class Work:
     """One request, read: what to look at and how to say what was seen.
 
     Arguments:
         sources: the pictures, at least one.
-        render: the predictions of all sources, in their order, as the answer's body and further headers.
+        render: the predictions of all sources and then of all variants, in their order, as the answer's body and
+            further headers.
+        variants: only beside a single source that is an encoded picture. Nobody sent them, so they are not in what is
+            counted of predictions, and no shadow is shown them.
     """
 
     sources: tuple[Source, ...]
     render: Callable[[Sequence[Prediction]], Answer]
+    variants: Variants | None = None
 
 
 def dump(value: object) -> bytes:

@@ -18,26 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.errors import InputError
-from rayml.images import load_pixels
 from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 from serving.protocols import rayml
-from serving.protocols.base import Answer, ModelFacts, Work, dump
+from serving.protocols.base import Answer, ModelFacts, Variants, Work, dump
 
 GRID = 7
 _REACH = 1.0  # Cells on each side of a place's centre that are covered: places overlap, so the map is smooth.
 
 
 def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model: ModelFacts) -> Work:
-    """The picture of an `/explain` request, whole and with each place covered.
+    """The picture of an `/explain` request, whole and, as variants, with each place covered.
 
     Raises:
-        InputError: as `serving.protocols.rayml.parse` and `rayml.images.load_pixels`; 422 for a URL.
+        InputError: as `serving.protocols.rayml.parse`; 422 for a URL.
     """
     (source,) = rayml.parse(headers, body, limits, model).sources
     if not isinstance(source, bytes):
         raise InputError("The picture must be in the request itself.", status=422, code="url_refused")
-    pixels = load_pixels(source, model.image_size_px, limits.image)
 
     def render(predictions: Sequence[Prediction]) -> Answer:
         whole = predictions[0]
@@ -52,7 +50,7 @@ def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model:
         }
         return Answer(dump(answer), headers={rayml.BUNDLE_HEADER: model.identity.bundle})
 
-    return Work((pixels, *covered(pixels)), render)
+    return Work((source,), render, Variants(GRID**2, covered))
 
 
 def covered(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

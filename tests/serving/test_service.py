@@ -280,6 +280,31 @@ def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: Ser
     assert 'rayml_predictions_total{class="red",model="primaries",version="3"} 2.0' in page
 
 
+def test_only_the_picture_that_was_sent_counts_where_the_model_looked(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = _Lines(every_request=True)
+    service = _service(model, log=log)
+    shown: list[object] = []
+    monkeypatch.setattr(service._models, "answered", lambda _model, source, *_: shown.append(source))
+    (answer,) = _ask(service, _call("/explain", RED))
+    assert answer.status == 200 and len(json.loads(answer.body)["grid"]) == 7
+    page = _ask(service, _call("/metrics", method="GET"))[0].body.decode()
+    assert 'rayml_predictions_total{class="red",model="primaries",version="3"} 1.0' in page
+    assert 'rayml_confidence_count{model="primaries",version="3"} 1.0' in page
+    assert "rayml_batch_size_sum 1.0" in page and "rayml_decode_seconds_count 1.0" in page
+    assert shown == [RED] and log.lines[0][1]["pictures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [(b"no picture, only text", 415, "unsupported_image"), (RED[:60], 400, "unreadable_image")],
+)
+def test_an_explanation_of_no_picture(model: ServedModel, body: bytes, status: int, code: str) -> None:
+    (answer,) = _ask(_service(model), _call("/explain", body))
+    assert (answer.status, _code(answer)) == (status, code)
+
+
 def test_failures_are_logged_with_the_id_that_the_client_has_and_others_only_when_asked(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
