@@ -26,6 +26,9 @@ class RequestLimits:
         max_pixels: largest width x height, read from the header before anything is decoded.
         max_instances: pictures in one request.
         max_json_values: members and elements of a JSON body; ten pictures of 224 px as numbers have 1.6 million.
+        max_decode_bytes: memory that a replica's threads take at once for decoding, by each picture's format and size,
+            read from its header: 9 or 17 bytes a pixel at worst. The next ones wait; one that is above it alone is
+            decoded when no other is. 1 GiB holds a largest picture of any kind, or ten photos of 12 million pixels.
         max_buffered_bytes: bodies that a replica holds at once, altogether; the next ones are answered 503.
         deadline_s: seconds from a request's arrival to its answer, its body and what it fetches included, counted by
             the replica itself; no header of a client moves it.
@@ -44,6 +47,7 @@ class RequestLimits:
     max_pixels: int = 50_000_000
     max_instances: int = 64
     max_json_values: int = 2_000_000
+    max_decode_bytes: int = 1024 * _MEBIBYTE
     max_buffered_bytes: int = 256 * _MEBIBYTE
     deadline_s: float = 30.0
     fetch_deadline_s: float = 10.0
@@ -56,6 +60,7 @@ class RequestLimits:
         _require("max_pixels", self.max_pixels, 1, 2**31 - 1)
         _require("max_instances", self.max_instances, 1, 10_000)
         _require("max_json_values", self.max_json_values, 100, 100_000_000)
+        _require("max_decode_bytes", self.max_decode_bytes, 1, 2**40)
         _require("max_buffered_bytes", self.max_buffered_bytes, 1, 2**40)
         _require("max_fetches", self.max_fetches, 1, 1_000)
         _require("max_in_flight", self.max_in_flight, 1, 10_000)

@@ -29,6 +29,7 @@ from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
+from serving.memory import MemoryBudget
 from serving.metrics import Metrics
 from serving.models import Models, ServedModel
 from serving.protocols.base import Address, Answer, Source, Variants, Work, check_picture, too_large
@@ -113,6 +114,7 @@ class Service:
         self._metrics = metrics
         self._log = log
         self._context = Context(models, metrics, limits)
+        self._memory = MemoryBudget(limits.max_decode_bytes)
         self._pool_size = _POOL_PER_THREAD * threads
         self._pool = ThreadPoolExecutor(self._pool_size, thread_name_prefix="rayml")
         self._fetch_pool = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="rayml-fetch")
@@ -220,30 +222,46 @@ class Service:
             first = work.sources[0]
             if len(work.sources) > 1 or isinstance(first, Address) or work.variants is not None:
                 return work
-            return work.render([self._predict(model, first)[0]])  # The common case, in one visit to the pool.
+            return work.render([self._predict(model, first, deadline)[0]])  # The common case, in one visit to the pool.
 
         begun = await self._in_pool(begin, deadline)
         if isinstance(begun, Answer):
             return begun
         pictures = await self._gather(begun.sources, deadline)
         if begun.variants is None:
-            predictions = await self._each_in_pool(lambda picture: self._predict(model, picture)[0], pictures, deadline)
+            predictions = await self._each_in_pool(
+                lambda picture: self._predict(model, picture, deadline)[0], pictures, deadline
+            )
         else:
             predictions = await self._predict_variants(model, pictures[0], begun.variants, deadline)
         return await self._in_pool(lambda: begun.render(predictions), deadline)
 
-    def _predict(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> tuple[Prediction, NDArray[np.uint8]]:
+    def _predict(
+        self, model: ServedModel, source: bytes | NDArray[np.uint8], deadline: float
+    ) -> tuple[Prediction, NDArray[np.uint8]]:
         """The prediction for a picture that somebody sent, and its pixels as the model took them."""
-        began = time.perf_counter()
-        size = model.facts.image_size_px
-        pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+        pixels, decode_s = self._pixels(model, source, deadline)
         decoded = time.perf_counter()
         logits = model.predict_pixels(pixels[np.newaxis])
         inferred = time.perf_counter()
         prediction = model.answers(logits)[0]
         self._models.answered(model, source, pixels, prediction.label, inferred - decoded)
-        self._metrics.predicted(model.facts.identity, decoded - began, inferred - decoded, prediction)
+        self._metrics.predicted(model.facts.identity, decode_s, inferred - decoded, prediction)
         return prediction, pixels
+
+    def _pixels(
+        self, model: ServedModel, source: bytes | NDArray[np.uint8], deadline: float
+    ) -> tuple[NDArray[np.uint8], float]:
+        """A picture's pixels as the model takes them, and the seconds that it took when there was memory for it."""
+        size = model.facts.image_size_px
+        wanted = images.check_header(source, self._limits.image).peak_bytes if isinstance(source, bytes) else 0
+        try:
+            with self._memory.hold(wanted, deadline):
+                began = time.perf_counter()
+                pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+                return pixels, time.perf_counter() - began
+        except TimeoutError:
+            raise self._too_late() from None
 
     async def _predict_variants(
         self, model: ServedModel, source: bytes | NDArray[np.uint8], variants: Variants, deadline: float
@@ -251,7 +269,7 @@ class Service:
         """The predictions for a picture and then for its variants, which are counted nowhere."""
 
         def begin() -> tuple[Prediction, Sequence[NDArray[np.uint8]]]:
-            prediction, pixels = self._predict(model, source)
+            prediction, pixels = self._predict(model, source, deadline)
             return prediction, variants.make(pixels)
 
         def vary(pixels: NDArray[np.uint8]) -> Prediction:

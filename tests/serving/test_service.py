@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,50 @@ def test_refusals_for_want_of_a_place_share_a_line_a_second(
     monkeypatch.setattr("serving.service._REFUSED_EVERY_S", 0.0)
     _ask(service, _call("/predict", RED))
     assert [fields["refused"] for _, fields in log.lines] == [1, 5]
+
+
+# --- memory for decoding
+
+
+@pytest.mark.parametrize("path", ["/predict", "/explain"])
+@pytest.mark.parametrize(("max_decode_bytes", "most"), [(1, 1), (10 * 2**20, 4)])
+def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, path: str, max_decode_bytes: int, most: int
+) -> None:
+    real, lock, decoding, seen = model.decode, threading.Lock(), [0], [0]
+    together = threading.Barrier(most)
+
+    def slow_decode(data: bytes) -> Any:
+        with lock:
+            decoding[0] += 1
+            seen[0] = max(seen[0], decoding[0])
+        together.wait(30)
+        time.sleep(0.02)  # For others to come in between.
+        with lock:
+            decoding[0] -= 1
+        return real(data)
+
+    service = _service(model, max_decode_bytes=max_decode_bytes)
+    monkeypatch.setattr(model, "decode", slow_decode)
+    answers = _ask(service, *[_call(path, RED)] * 4)
+    assert [answer.status for answer in answers] == [200] * 4
+    assert seen == [most]
+
+
+def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go = model.decode, threading.Event()
+
+    def slow_decode(data: bytes) -> Any:
+        assert go.wait(30)
+        return real(data)
+
+    service = _service(model, max_decode_bytes=1, deadline_s=0.3)
+    monkeypatch.setattr(model, "decode", slow_decode)
+    answers = _ask(service, *[_call("/predict", RED)] * 4)  # As many as there are threads.
+    assert {(answer.status, _code(answer)) for answer in answers} == {(504, "deadline")}
+    # Three hold no thread any more, though the first one still decodes.
+    assert [answer.status for answer in _ask(service, *[_call("/predict", b"no picture, only text")] * 3)] == [415] * 3
+    go.set()
 
 
 # --- one deadline
