@@ -37,6 +37,10 @@ class RequestLimits:
             and no others.
         max_in_flight: requests that one replica holds at once; the next ones are answered 503 at once. 64 is less
             than a second of work for a MobileNet on two cores, so waiting stays shorter than a client's patience.
+        max_batched: pictures that a replica holds at once from requests for more than one, those that `/explain` makes
+            among them; the next such requests are answered 503, but one always gets in where there is no other.
+            Requests for one picture need a place alone, whatever the batches of others. 256 are four largest batches;
+            with 64 single pictures 320 wait at most, which a replica of 11 pictures a second answers in time.
         retry_after_s: whole seconds that a refused client is asked to wait.
 
     Raises:
@@ -53,6 +57,7 @@ class RequestLimits:
     fetch_deadline_s: float = 10.0
     max_fetches: int = 8
     max_in_flight: int = 64
+    max_batched: int = 256
     retry_after_s: int = 1
 
     def __post_init__(self) -> None:
@@ -64,6 +69,7 @@ class RequestLimits:
         _require("max_buffered_bytes", self.max_buffered_bytes, 1, 2**40)
         _require("max_fetches", self.max_fetches, 1, 1_000)
         _require("max_in_flight", self.max_in_flight, 1, 10_000)
+        _require("max_batched", self.max_batched, 1, 1_000_000)
         _require("retry_after_s", self.retry_after_s, 1, 3600)
         for name in ("deadline_s", "fetch_deadline_s"):
             seconds = getattr(self, name)

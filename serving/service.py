@@ -76,6 +76,7 @@ class _State:
     """What becomes of one request, for the log and for what it holds of the replica's room."""
 
     buffered_bytes: int = 0
+    batched: int = 0
     reading: bool = True
     pictures: int = 0
     version: str = ""
@@ -119,6 +120,7 @@ class Service:
         self._pool = ThreadPoolExecutor(self._pool_size, thread_name_prefix="rayml")
         self._fetch_pool = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="rayml-fetch")
         self._in_flight = 0
+        self._batched = 0
         self._fetching = 0
         self._buffered_bytes = 0
         self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
@@ -204,6 +206,7 @@ class Service:
             finally:
                 self._in_flight -= 1
                 self._buffered_bytes -= state.buffered_bytes
+                self._batched -= state.batched
 
     async def _classify(self, protocol: Protocol, target: Target, call: Call, state: _State) -> Answer:
         """Read, understand and answer a request for predictions."""
@@ -227,6 +230,8 @@ class Service:
         begun = await self._in_pool(begin, deadline)
         if isinstance(begun, Answer):
             return begun
+        if begun.count > 1:
+            self._hold_batch(begun.count, state)
         pictures = await self._gather(begun.sources, deadline)
         if begun.variants is None:
             predictions = await self._each_in_pool(
@@ -235,6 +240,13 @@ class Service:
         else:
             predictions = await self._predict_variants(model, pictures[0], begun.variants, deadline)
         return await self._in_pool(lambda: begun.render(predictions), deadline)
+
+    def _hold_batch(self, count: int, state: _State) -> None:
+        """Keep room for a request's pictures until it is answered, or refuse it; a single batch always gets in."""
+        if self._batched and self._batched + count > self._limits.max_batched:
+            raise _overloaded()
+        state.batched = count
+        self._batched += count
 
     def _predict(
         self, model: ServedModel, source: bytes | NDArray[np.uint8], deadline: float

@@ -115,6 +115,11 @@ class Work:
     render: Callable[[Sequence[Prediction]], Answer]
     variants: Variants | None = None
 
+    @property
+    def count(self) -> int:
+        """How many pictures are classified, variants included."""
+        return len(self.sources) + (0 if self.variants is None else self.variants.count)
+
 
 def dump(value: object) -> bytes:
     """JSON as every answer has it: compact, UTF-8, without NaN.

@@ -40,6 +40,7 @@ def test_wrong_settings_name_themselves(wrong: dict[str, Any]) -> None:
         {"max_image_bytes": 2**31},
         {"max_pixels": -1},
         {"max_in_flight": 0},
+        {"max_batched": 0},
         {"max_decode_bytes": 0},
         {"max_in_flight": True},
         {"retry_after_s": 0},

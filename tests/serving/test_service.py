@@ -341,6 +341,51 @@ def test_refusals_for_want_of_a_place_share_a_line_a_second(
     assert [fields["refused"] for _, fields in log.lines] == [1, 5]
 
 
+# --- places for batches
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 200), ("url_unavailable", 422)])
+def test_batches_have_a_room_of_their_own_that_empties_again(model: ServedModel, code: str | None, status: int) -> None:
+    go = threading.Event()
+
+    def slow() -> bytes:
+        assert go.wait(30)
+        if code is not None:
+            raise InputError("No.", status=status, code=code)
+        return RED
+
+    service = _service(model, slow, max_batched=50)
+    three, sixty = (
+        _call("/predict/batch", {"images": [item] * n}) for item, n in (({"url": URL}, 3), (_base64(RED), 60))
+    )
+    explain, single = _call("/explain", RED), _call("/predict", RED)
+
+    async def crowd() -> None:
+        held = asyncio.create_task(service.answer(three))
+        while not service._batched:
+            await asyncio.sleep(0.01)
+        for call in (sixty, explain):
+            refused = await service.answer(call)
+            assert (refused.status, _code(refused), refused.headers["retry-after"]) == (503, "overloaded", "1")
+        assert (await service.answer(single)).status == 200
+        go.set()
+        assert (await held).status == status
+        for call in (sixty, explain):  # Where there is no other, one above the limit gets in too.
+            assert (await service.answer(call)).status == 200
+        assert service._batched == 0
+
+    asyncio.run(crowd())
+
+
+def test_a_late_batch_gives_its_room_back(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(model, "decode", lambda _: go.wait(30))
+    service = _service(model, deadline_s=0.2)
+    (answer,) = _ask(service, _call("/predict/batch", {"images": [_base64(RED)] * 8}))
+    go.set()
+    assert (answer.status, _code(answer), service._batched) == (504, "deadline", 0)
+
+
 # --- memory for decoding
 
 
