@@ -25,7 +25,7 @@ from rayml.images import fit_pixels
 if TYPE_CHECKING:
     from serving.models import ServedModel
 
-# Pictures that wait for the shadow, in memory.
+# Pictures that wait for the shadow, and how large each may be in memory.
 _QUEUE = 8
 _MAX_BYTES = 4 << 20
 # Latencies are those of the last so many pictures.
@@ -69,8 +69,11 @@ class ShadowRun:
             seconds: how long it took.
         """
         try:
-            if len(source) > _MAX_BYTES:
+            size = len(source) if isinstance(source, bytes) else source.nbytes
+            if size > _MAX_BYTES or self._queue.full():
                 raise queue.Full
+            if not isinstance(source, bytes):  # Views of a request's body, which would stay in memory as a whole.
+                source, pixels = source.copy(), pixels.copy()
             self._queue.put_nowait((source, pixels, label, seconds))
         except queue.Full:
             with self._lock:

@@ -20,8 +20,9 @@ from rayml.errors import BundleError, InputError, ServerError, UsageError
 from rayml.registry import Registry, Shadow, State
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import Models
+from serving.models import Models, ServedModel
 from serving.replicas import Reporter, reports
+from serving.shadow import ShadowRun
 from serving.sources import BundleSource, RegistrySource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
@@ -350,3 +351,23 @@ def test_a_shadow_never_keeps_an_answer_waiting(registry: Registry, replica: Rep
         _answer(models, "red")  # Returns although nobody takes them.
     assert shadow.figures()["dropped"] >= 40
     hold.set()
+
+
+def test_pictures_that_wait_for_a_shadow_are_small_and_keep_no_request_s_body() -> None:
+    hold = threading.Event()
+
+    def load() -> ServedModel:
+        hold.wait(60)
+        raise UsageError("no shadow")
+
+    shadow = ShadowRun((1, 2), "", load)
+    body = bytes(3 * 2 * 1500 * 1500)
+    for one in np.frombuffer(body, np.uint8).reshape(2, 1500, 1500, 3):  # 6.75 MB each
+        shadow.offer(one, one[:8, :8], "red", 0.001)
+    assert shadow.figures()["dropped"] == 2
+    small = np.frombuffer(body, np.uint8)[: 3 * 8 * 8].reshape(8, 8, 3)
+    shadow.offer(small, small, "red", 0.001)
+    source, pixels, *_ = shadow._queue.get_nowait() or ()
+    assert source.base is None and pixels.base is None and np.array_equal(source, small)
+    hold.set()
+    shadow.stop()
