@@ -77,7 +77,7 @@ class _State:
 
     buffered_bytes: int = 0
     batched: int = 0
-    reading: bool = True
+    reading: bool = False
     pictures: int = 0
     version: str = ""
     code: str = ""
@@ -189,7 +189,10 @@ class Service:
         if self._keys is not None and route.needs_key:
             self._keys.check(call.headers)
         if route.page is not None:
-            return await route.page(self._context, target)
+            try:
+                return await asyncio.wait_for(route.page(self._context, target), self._limits.deadline_s)
+            except asyncio.TimeoutError:
+                raise self._too_late() from None
         assert route.protocol is not None
         if self._in_flight >= self._limits.max_in_flight:
             raise _overloaded()
@@ -350,6 +353,7 @@ class Service:
     async def _read(self, call: Call, max_bytes: int, state: _State) -> bytes:
         """The body, or a refusal as soon as it is more than `max_bytes` or than the replica has room for."""
         body = bytearray()
+        state.reading = True
         async for chunk in call.body():
             if len(body) + len(chunk) > max_bytes:
                 raise too_large(max_bytes)

@@ -99,7 +99,7 @@ def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError("/secret/path")
 
     monkeypatch.setattr(classifier.service._models.live, "decode", broken)
-    response = asyncio.run(classifier(_request(b"x")))
+    response = asyncio.run(classifier(_request(picture("red"))))
     assert (response.status_code, _code(response)) == (500, "internal")
     assert b"secret" not in bytes(response.body)
 

@@ -450,3 +450,25 @@ def test_one_deadline_counts_for_body_and_answer_together(model: ServedModel, mo
     (answer,) = _ask(service, Call("POST", "/predict", b"", {"content-type": "image/png"}, slow_body))
     assert (answer.status, _code(answer)) == (504, "deadline")
     stop.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/predict", "POST"),
+        ("/v2/models/primaries", "GET"),
+        ("/v2/models/primaries/ready", "GET"),
+        ("/v1/models/primaries/metadata", "GET"),
+    ],
+)
+def test_a_version_that_loads_for_too_long_is_504(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, path: str, method: str
+) -> None:
+    async def load(*_: object) -> ServedModel:
+        await asyncio.sleep(30)
+        return model
+
+    service = _service(model, deadline_s=0.1)
+    monkeypatch.setattr(service._models, "get", load)
+    (answer,) = _ask(service, _call(path, RED if method == "POST" else None, method))
+    assert answer.status == 504 and b"There was no answer within 0.1 seconds." in answer.body
