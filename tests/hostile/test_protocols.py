@@ -122,6 +122,8 @@ BOMBS = [
     b"[]",
     b"null",
     b'{"instances":[' + b'{"b64":"eA=="},' * 6_000 + b'{"b64":"eA=="}]}',
+    # 2.4 GB in an array in which each element takes as much as the longest.
+    b'{"instances":[["%s"%s]]}' % (b"a" * 60_000, b',"b"' * 10_000),
 ]
 
 
