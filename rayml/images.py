@@ -5,8 +5,8 @@ this is still at least the wanted size; alpha and transparent colours lie on whi
 CMYK is inverted if and only if an Adobe marker says so; EXIF turns the picture; profiles are ignored; of an animation
 the first frame counts; the square result does not keep the aspect. `preprocessing_id` names all this in a bundle.
 
-What decoding takes of memory is bounded by `ImageHeader.peak_bytes`: at the default limits 450 MB, for WebP 850 MB; an
-ordinary (baseline) JPEG needs a tenth of a byte a pixel.
+What decoding takes of memory is bounded by `decode_bytes`: at the default limits 450 MB, for WebP 850 MB; an ordinary
+(baseline) JPEG needs a few MB.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
 from rayml.errors import InputError, UsageError
-from rayml.formats import ImageHeader, StrippedImage, read_header, strip, too_large, unreadable
+from rayml.formats import ImageHeader, StrippedImage, is_one_pass, read_header, strip, too_large, unreadable
 
 __all__ = [
     "DEFAULT_LIMITS",
     "ImageHeader",
     "ImageLimits",
     "check_header",
+    "decode_bytes",
     "fit_pixels",
     "load_pixels",
     "preprocessing_id",
@@ -42,6 +43,12 @@ _OPENERS: dict[str, type[ImageFile]] = {
 
 _MAX_SIDE_PX = 1_000_000
 """libpng's own limit of width and height; Pillow's resize takes 16 bytes for each pixel of a side."""
+
+_FILE_COPIES = 3
+"""Of what is decoded: without metadata, and for libwebp Pillow's and its own."""
+
+_JPEG_ROWS_BYTES_PER_PIXEL = 256
+"""Of a picture's width: what libjpeg holds of one row of blocks, at most."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,6 +105,21 @@ def check_header(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHead
     if max(header.width, header.height) > _MAX_SIDE_PX:
         raise too_large(f"sides of at most {_MAX_SIDE_PX} pixels", received)
     return header
+
+
+def decode_bytes(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """The most memory that `load_pixels` takes beside `data`, for a server that decodes several at a time.
+
+    Raises:
+        InputError: as `check_header`.
+    """
+    header = check_header(data, limits)
+    copies = _FILE_COPIES * len(data)
+    if header.format != "JPEG" or not is_one_pass(data):
+        return header.peak_bytes + copies
+    scale = max(1, min(8, header.width // image_size_px, header.height // image_size_px))
+    scale = 1 << (scale.bit_length() - 1)  # As `Image.draft` chooses it: 1, 2, 4 or 8.
+    return header.peak_bytes // scale**2 + _JPEG_ROWS_BYTES_PER_PIXEL * header.width + copies
 
 
 def load_pixels(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:

@@ -26,9 +26,10 @@ class RequestLimits:
         max_pixels: largest width x height, read from the header before anything is decoded.
         max_instances: pictures in one request.
         max_json_values: members and elements of a JSON body; ten pictures of 224 px as numbers have 1.6 million.
-        max_decode_bytes: memory that a replica's threads take at once for decoding, by each picture's format and size,
-            read from its header: 9 or 17 bytes a pixel at worst. The next ones wait; one that is above it alone is
-            decoded when no other is. 1 GiB holds a largest picture of any kind, or ten photos of 12 million pixels.
+        max_decode_bytes: memory that a replica's threads take at once for decoding, as `rayml.images.decode_bytes`
+            tells it from each picture's header: a few MB for an ordinary photo, at worst 9 bytes a pixel, for WebP 17.
+            The next ones wait; one that is above it alone is decoded when no other is. 1 GiB holds a largest picture
+            of any kind.
         max_buffered_bytes: bodies that a replica holds at once, altogether; the next ones are answered 503.
         deadline_s: seconds from a request's arrival to its answer, its body and what it fetches included, counted by
             the replica itself; no header of a client moves it.

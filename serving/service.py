@@ -269,7 +269,7 @@ class Service:
     ) -> tuple[NDArray[np.uint8], float]:
         """A picture's pixels as the model takes them, and the seconds that it took when there was memory for it."""
         size = model.facts.image_size_px
-        wanted = images.check_header(source, self._limits.image).peak_bytes if isinstance(source, bytes) else 0
+        wanted = images.decode_bytes(source, size, self._limits.image) if isinstance(source, bytes) else 0
         try:
             with self._memory.hold(wanted, deadline):
                 began = time.perf_counter()

@@ -1,6 +1,7 @@
 """What a JPEG, PNG or WebP file says before any pixel is decoded, read from its bytes alone.
 
-`read_header` tells format and size, so that limits hold before memory is taken. `strip` leaves only what makes
+`read_header` tells format and size, so that limits hold before memory is taken, and `is_one_pass` how much of it a JPEG
+takes. `strip` leaves only what makes
 pixels, so that no comment, profile, thumbnail, later frame or appended file ever reaches the decoder, and refuses files
 that are cut short. Used by `rayml.images` only.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 from rayml.errors import InputError
 from rayml.formats import jpeg, png, webp
 from rayml.formats.common import ImageHeader, StrippedImage, too_large, unreadable
+from rayml.formats.jpeg import is_one_pass
 
-__all__ = ["ImageHeader", "StrippedImage", "read_header", "strip", "too_large", "unreadable"]
+__all__ = ["ImageHeader", "StrippedImage", "is_one_pass", "read_header", "strip", "too_large", "unreadable"]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"

@@ -31,7 +31,7 @@ class ImageHeader:
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that decoding takes beside the file itself, for a server that decodes several at a time."""
+        """The most memory that decoding takes beside copies of the file; see `rayml.images.decode_bytes`."""
         return self.width * self.height * _PEAK_BYTES_PER_PIXEL[self.format]
 
 

@@ -54,6 +54,24 @@ def size(data: bytes) -> tuple[int, int]:
     raise unreadable("a JPEG file without a picture")
 
 
+def is_one_pass(data: bytes) -> bool:
+    """Whether a decoder goes through the file once, row by row, and need not hold the whole picture's coefficients.
+
+    So it is with a sequential frame (SOF0, SOF1) whose first scan has all its components: an ordinary photo.
+    """
+    components = 0
+    for marker, start, end in _segments(data):
+        if marker in (0xC0, 0xC1) and end - start >= 10:
+            components = data[start + 9]
+        elif marker in _FRAMES:
+            return False
+        elif marker == _SCAN:
+            return end - start > 4 and data[start + 4] == components
+        elif marker == _END:
+            break
+    return False
+
+
 def strip(data: bytes) -> StrippedImage:
     """Leave tables, frame and scans, and what says how the colours are meant; see `rayml.formats.strip`."""
     view = memoryview(data)

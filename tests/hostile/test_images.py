@@ -7,6 +7,7 @@ import random
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from rayml.errors import InputError
 from rayml.formats.common import MAX_PARTS
 from rayml.formats.jpeg import MAX_SCANS
-from rayml.images import ImageLimits, check_header, load_pixels
+from rayml.images import ImageLimits, check_header, decode_bytes, load_pixels
 from tests.hostile.pictures import (
     PNG_SIGNATURE,
     chunk,
@@ -252,6 +253,37 @@ def test_bombs_are_refused_before_memory_is_taken(name: str, tmp_path: Path) -> 
     answer, peak_bytes = measured(BOMBS[name], tmp_path)
     assert answer == "413"
     assert peak_bytes < SMALL
+
+
+def one_scan_a_component(width: int, height: int) -> bytes:
+    """A sequential JPEG file that is written as a progressive one is, each of three components in a scan of its own."""
+    grey = encoded(noisy(width, height, channels=1), "JPEG")
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    tables, coded = grey[frame + 13 : scan], grey[scan + 10 : -2]
+    scans = [segment(0xDA, bytes([1, n, 0, 0, 63, 0])) + coded for n in (1, 2, 3)]
+    components = b"\1\x11\0\2\x11\0\3\x11\0"
+    size = struct.pack(">BHHB", 8, height, width, 3)
+    return grey[:frame] + segment(0xC0, size + components) + tables + b"".join(scans) + b"\xff\xd9"
+
+
+HEAVY: dict[str, Callable[[], bytes]] = {
+    "photo": lambda: encoded(noisy(4000, 3000), "JPEG"),
+    "progressive": lambda: encoded(noisy(4000, 3000), "JPEG", progressive=True),
+    "scans": lambda: one_scan_a_component(4000, 3000),
+    "thin": lambda: with_exif(encoded(noisy(60_000, 200).convert("CMYK"), "JPEG"), exif(6)),
+    "png": lambda: encoded(noisy(2000, 1500, channels=4), "PNG", compress_level=1),
+    "webp": lambda: encoded(noisy(2000, 1500, channels=4), "WEBP", lossless=True, quality=0),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_decoding_takes_no_more_memory_than_was_said(name: str, tmp_path: Path) -> None:
+    data = HEAVY[name]()
+    answer, peak_bytes = measured(data, tmp_path)
+    assert answer == "pixels"
+    assert peak_bytes < decode_bytes(data, 150) + 2 * MIB
+    # An ordinary photo takes little beside its file, whatever its size: many are decoded side by side.
+    assert (decode_bytes(data, 150) - 3 * len(data) < 4 * MIB) == (name == "photo")
 
 
 def test_texts_after_the_picture_count_too() -> None:
