@@ -125,6 +125,10 @@ class Halving(Scheduler):
         ending = self.ledger.ending(number)
         return ending is not None and ending.decision == FAIL
 
+    def _was_compared(self, number: str, rung: int) -> bool:
+        made = self.ledger.at(number, rung)
+        return made is not None and made.decision != FAIL
+
     def _verdict(self, number: str) -> str | None:
         """What was decided at the last rung that the trial has reached; None while it has to wait."""
         if self._failed(number):
@@ -137,7 +141,10 @@ class Halving(Scheduler):
         """Decide every rung whose trials are all there."""
         while len(self._groups) <= len(self._rungs):
             rung = self._rungs[len(self._groups) - 1]
-            group = [number for number in self._groups[-1] if not self._failed(number)]
+            # One that failed later took part in what was decided here: without it a resumed search would decide anew.
+            group = [
+                number for number in self._groups[-1] if not self._failed(number) or self._was_compared(number, rung)
+            ]
             if not group or any((number, rung) not in self._scores for number in group):
                 return
             ranked = sorted(

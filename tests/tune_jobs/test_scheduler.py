@@ -344,6 +344,27 @@ def test_what_was_known_before_is_decided_at_once(ledger: Ledger) -> None:
     assert len(ledger.decisions) == 2
 
 
+def test_a_rung_stays_decided_where_one_of_it_failed_later(tmp_path: Path) -> None:
+    """Of eight trials the best two go on; the better one fails before the next rung, and the driver is killed."""
+    path, scores = tmp_path / "ledger.jsonl", {number: 0.9 - number / 10 for number in range(8)}
+    changes = {"epochs": 10, "reduction_factor": 3}
+    play = Play(Ledger(path), 8, **changes)
+    for number, value in scores.items():
+        play.report(number, 2, value)
+    assert play.report(0, 3, float("nan"), failed="the loss is no number") == STOP
+    before = path.read_text()
+    known = {(f"{number:05}", 2): (value, 1.0) for number, value in scores.items()}
+    again = Play(Ledger(path), 8, known=known, **changes)
+    assert path.read_text() == before  # Seven trials would leave two without it: one more, which has ended.
+    for each in (play, again):
+        each.halving.ledger = Ledger(path)
+        assert each.report(1, 6, 0.85) == CONTINUE
+        assert reasons(each.halving.ledger)[-1] == (
+            "00001 epoch 6: 0.8500 is place 1 of 1, the best 1 (0.8500 and up) go on: go on"
+        )
+        path.write_text(before)
+
+
 @pytest.mark.parametrize("reached", [2, 3])
 def test_what_the_ledger_knows_and_the_history_has_lost_is_told_by_the_trial(tmp_path: Path, reached: int) -> None:
     path = tmp_path / "ledger.jsonl"
