@@ -197,6 +197,25 @@ def scan_labelled(root: Path | str, classes: Sequence[str]) -> Manifest:
     return manifest
 
 
+def read_photo(path: Path, sha256: str) -> bytes:
+    """The bytes of a photo that a manifest names.
+
+    Arguments:
+        sha256: what the manifest says of them.
+
+    Raises:
+        DataError: they are others: what is kept under that sha256 would be wrong for good.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(
+            f"{path} must stay as it was when the photos were read. Received: another picture",
+            "Run the same command again when nobody changes the photos.",
+        )
+    return data
+
+
 def _scan_two_folders(root: Path) -> Manifest:
     reader = FolderReader(root)
     train, validation = root / TRAIN, root / VALIDATION

@@ -18,9 +18,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.data import TRAIN, VALIDATION, Manifest, UnreadablePictures
+from rayml.data import TRAIN, VALIDATION, Manifest, UnreadablePictures, read_photo
 from rayml.end_to_end import PixelData
-from rayml.errors import DataError, InputError, RaymlError
+from rayml.errors import InputError, RaymlError
 from rayml.gathered import forget_others
 from rayml.images import load_pixels, preprocessing_id
 from rayml.progress import Advance
@@ -154,10 +154,7 @@ def _parts(
     def decode(picture: Picture) -> NDArray[np.uint8]:
         path, sha256 = picture
         try:
-            data = (recipe.root / path).read_bytes()
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise DataError(f"{path} must stay as it was when the photos were read. Received: another picture")
-            return load_pixels(data, recipe.image_size_px)
+            return load_pixels(read_photo(recipe.root / path, sha256), recipe.image_size_px)
         except InputError as error:
             unreadable[path] = error.message
         except OSError as error:

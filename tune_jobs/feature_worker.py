@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import BackboneSpec
+from rayml.data import read_photo
 from rayml.errors import InputError, RaymlError, SearchError, UsageError
 from rayml.features import FeatureBank
 from rayml.frozen import ENGINE_TOLERANCE
@@ -101,24 +102,28 @@ class FeatureWorker:
         Arguments:
             paths: n files.
             digests: their sha256, under which the vectors are kept.
+
+        Raises:
+            DataError: a picture is another one than when the data set was read.
         """
         engine = self._engine
         assert engine is not None
         unreadable: dict[int, str] = {}
+        pictures = list(zip(paths, digests, strict=True))
 
         def run(start: int) -> NDArray[np.float32]:
-            part = paths[start : start + self._batch]
+            part = pictures[start : start + self._batch]
             pixels = np.zeros((len(part), self._image_size_px, self._image_size_px, 3), np.uint8)
-            for row, path in enumerate(part):
+            for row, (path, sha256) in enumerate(part):
                 try:
-                    pixels[row] = load_pixels(Path(path).read_bytes(), self._image_size_px)
+                    pixels[row] = load_pixels(read_photo(Path(path), sha256), self._image_size_px)
                 except InputError as error:
                     unreadable[start + row] = error.message
                 except OSError as error:
                     unreadable[start + row] = f"{error.strerror}"
             return engine(pixels)
 
-        vectors = np.concatenate(list(self._pool.map(run, range(0, len(paths), self._batch))))
+        vectors = np.concatenate(list(self._pool.map(run, range(0, len(pictures), self._batch))))
         if self._bank is None:
             return Done(vectors, unreadable)
         store(self._bank, digests, vectors, unreadable)

@@ -85,6 +85,7 @@ def feature_pass(
 
     Raises:
         UnreadablePictures: there are some, and they are not to be skipped. The other features are kept.
+        DataError: a picture is another one than in the manifest.
         SearchError: workers die whatever they compute, or a machine computes other features.
         RaymlError: the bank cannot be read or written, here or on a node.
     """

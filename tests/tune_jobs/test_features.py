@@ -133,6 +133,15 @@ def test_unreadable_pictures_are_named_and_the_others_kept(run: Pass, photos: Pa
     assert (result.computed, result.cached) == (0, 11)
 
 
+def test_a_picture_that_was_replaced_does_not_get_into_the_bank(run: Pass, photos: Path) -> None:
+    """Neither under its own digest nor under that of the picture that was there when the data set was read."""
+    manifest = scan_labelled(photos, LABELS)
+    draw(LABELS[0], 99).save(photos / LABELS[0] / "2.jpg")
+    with pytest.raises(DataError, match=r"2\.jpg must stay as it was when the photos were read\. Received: another"):
+        run(manifest)
+    assert len(run.bank()) == 0
+
+
 class Held(FeatureWorker):
     """Leaves its process id beside the photos and waits there to be killed, once in a pass."""
 
