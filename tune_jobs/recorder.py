@@ -93,12 +93,9 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial died once too often, or a trial raised again and again."""
-        # Ray copies the file to the run's folder only later, where its own `get_pickled_error` looks for it.
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        cause = getattr(error, "cause", None) or error
-        text = cause.message if isinstance(cause, RaymlError) else f"{type(cause).__name__}: {cause}"
+        text, died = _cause(trial)
         number = trial_number(trial)
-        if isinstance(error, RayActorError) and self._begun_again[number] < RETRIES >= trial.num_failures:
+        if died and self._begun_again[number] < RETRIES >= trial.num_failures:
             self._begun_again[number] += 1
             self._say_died(trial)
             self._feed.run_again(trial)
@@ -124,3 +121,18 @@ class Recorder(tune.Callback):
     def _show(self, ended: int) -> None:
         if self._standing and self._advance:
             self._advance(ended, self._standing.line(len(self._running) - self._scheduler.paused))
+
+
+def _cause(trial: Any) -> tuple[str, bool]:
+    """Why Ray gave a trial up, and whether its process died, as against that it raised.
+
+    Ray copies its files to the run's folder only later, where its own `get_pickled_error` looks for them. It pickles
+    what a trial raised and that a process died, but not that it was killed because the machine ran out of memory.
+    """
+    if trial.pickled_error_file is None:
+        last = Path(trial.error_file).read_text(errors="replace").rpartition("Failure #")[2]
+        return "".join(last.splitlines()[1:2]) or "its process died", True
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    cause = getattr(error, "cause", None) or error
+    text = cause.message if isinstance(cause, RaymlError) else f"{type(cause).__name__}: {cause}"
+    return text, isinstance(error, RayActorError)
