@@ -177,11 +177,11 @@ def _variable(name: str, value: str) -> Iterator[None]:
 def _check_reachable(address: str) -> None:
     """ray.init waits for minutes where nothing answers; a plain connection tells at once."""
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit():
+    if not separator or not host or not port.isdecimal():
         raise UsageError(f"--address must be local, auto or HOST:PORT. Received: {address}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise SearchError(
             f"no Ray answers at --address {address} ({error})",
             "Check the host, the port (6379 by default) and the firewall, or leave --address out.",

@@ -125,6 +125,9 @@ class SearchSettings:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "cache"):
+            if (folder := getattr(self, name)) is not None:
+                check_folder(name, folder)
         self._check_space()
         for name in ("epochs", "num_samples", "max_concurrent"):
             if (value := getattr(self, name)) is not None and value < 1:
@@ -253,6 +256,19 @@ class SearchSettings:
         return {**plain, "weights": Path(self.weights).name if self.weights else None}
 
 
+def check_folder(name: str, path: Path) -> None:
+    """Refuse an address where a folder is meant: as a path it would be a folder `s3:` of this machine.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise UsageError(
+            f"{name} must be a folder. Received: {path}, which is an address",
+            "Only storage_path may be one; RUN and the cache are folders of this machine, or mounted there.",
+        )
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a YAML file whose keys are the fields of `SearchSettings`; nothing is checked but that it is one.
 
@@ -265,7 +281,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UsageError(f"the settings must be a readable file. Received: {path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # The latter by bytes that are no text, and dates that do not exist.
         raise UsageError(f"{path} must be YAML. Received: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold `setting: value` lines. Received: {type(values).__name__}")

@@ -34,7 +34,7 @@ from rayml.report import keep_report
 from rayml.storage import check_storage
 from rayml.training import TrainingData
 from tune_jobs.cluster import Node, keras_backend, on_this_node, ray_cluster
-from tune_jobs.config import END_TO_END, SearchSettings, make_settings, read_settings
+from tune_jobs.config import END_TO_END, SearchSettings, check_folder, make_settings, read_settings
 from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
 from tune_jobs.growth import Demand, room
@@ -55,6 +55,8 @@ from tune_jobs.runfolder import (
 from tune_jobs.sealing import seal, versions
 from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,10 @@ def plan_tune(settings: SearchSettings, progress: Progress) -> Plan:
     Raises:
         RaymlError: what `run_tune` would raise before it begins.
     """
-    run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
+    run, cache = settings.out.absolute(), _cache(settings)
     stages = Stages(progress)
+    spec, manifest, _ = _check(settings, run, stages, progress)
     settings = _with_storage(settings)
-    _check_keras(settings)
-    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
-    manifest = _scan(settings, stages, progress)
     with ExitStack() as stack:
         return make_plan(settings, manifest, spec, _nodes(settings, stages, stack, None), run, cache)
 
@@ -148,31 +148,17 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
     Raises:
         RaymlError: see the stages. Where it ends before the first epoch, RUN is not left behind.
     """
-    run, cache = settings.out.absolute(), (settings.cache or default_cache()).absolute()
+    run, cache = settings.out.absolute(), _cache(settings)
     with ExitStack() as stack:
-        record = None
         if settings.resume:
             stack.enter_context(locked(_existing(run)))
-            record = read_record(run)
-        elif run.exists():
-            raise UsageError(
-                f"--out must be a new folder. Received: {run}, which is there",
-                "Name another, or remove it. An interrupted search goes on with --resume.",
-            )
-        if record is not None:
-            check_same_search(settings, record)
-            check_same_backend(keras_backend(), record)
-        _check_keras(settings)
-        spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+        stages = Stages(progress)
+        spec, manifest, record = _check(settings, run, stages, progress)
+        if record is not None and record["status"] == "finished" and (run / "best").is_dir():
+            progress.say(f"{settings.out} is finished: nothing is left to do")
+            return _finished(settings, record)
         if settings.mlflow:
             Server(settings.mlflow)  # Rather now than after the features.
-        stages = Stages(progress)
-        manifest = _scan(settings, stages, progress)
-        if record is not None:
-            manifest = check_same_data(manifest, record)
-            if record["status"] == "finished" and (run / "best").is_dir():
-                progress.say(f"{settings.out} is finished: nothing is left to do")
-                return _finished(settings, record)
         settings = _with_storage(settings)
         if spec.weights == "none":
             progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
@@ -184,6 +170,8 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                 _make(run)
                 stack.enter_context(locked(run))
             try:
+                if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
+                    write_record(run, {**_asked(settings), "status": "searching", "timings": {}})
                 summary = _run(_Job(settings, spec, manifest, nodes, run, cache, stages, progress))
             except BaseException as error:
                 if not (run / "history.csv").exists() and not settings.resume:  # Nothing was learned yet.
@@ -197,6 +185,46 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
                 said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
     return summary
+
+
+def _check(
+    settings: SearchSettings, run: Path, stages: Stages, progress: Progress
+) -> tuple[BackboneSpec, Manifest, dict[str, Any] | None]:
+    """Refuse what can be refused before Ray starts.
+
+    Returns:
+        The backbone to freeze, the photos, and run.json where a run is resumed.
+
+    Raises:
+        RaymlError: RUN, a setting or the photos are not what they must be.
+    """
+    record = None
+    if settings.resume:
+        record = read_record(run)
+        check_same_search(settings, record)
+        check_same_backend(keras_backend(), record)
+    elif run.exists():
+        raise UsageError(
+            f"--out must be a new folder. Received: {run}, which is there",
+            "Name another, or remove it. An interrupted search goes on with --resume.",
+        )
+    _check_keras(settings)
+    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+    manifest = _scan(settings, stages, progress)
+    if record is not None:
+        manifest = check_same_data(manifest, record)
+    return spec, manifest, record
+
+
+def _cache(settings: SearchSettings) -> Path:
+    """The cache's folder, absolute.
+
+    Raises:
+        UsageError: RAYML_CACHE is an address.
+    """
+    cache = settings.cache or default_cache()
+    check_folder("RAYML_CACHE", cache)
+    return cache.absolute()
 
 
 def _with_storage(settings: SearchSettings) -> SearchSettings:
@@ -336,12 +364,15 @@ def _run_networks(job: _Job, backbone: FrozenBackbone) -> RunSummary:
     return _finish(job, record, data, won, result)
 
 
+def _asked(settings: SearchSettings) -> dict[str, Any]:
+    """What run.json says from the start."""
+    return {"settings": settings.to_json(), "versions": versions(), "keras_backend": keras_backend()}
+
+
 def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, Any]:
-    """Write run.json before the trials; what is in it."""
+    """Write run.json anew before the trials, with all that is known by then; what is in it."""
     record: dict[str, Any] = {
-        "settings": job.settings.to_json(),
-        "versions": versions(),
-        "keras_backend": keras_backend(),
+        **_asked(job.settings),
         "data": {
             "digest": job.manifest.digest,
             "counts": job.manifest.counts(),
@@ -358,9 +389,11 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
         },
         "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
     }
-    if job.settings.resume and (before := read_record(job.run)) is not None:
+    if job.settings.resume:
+        before = read_record(job.run)
         check_same_backbone(backbone.graph_sha256, before)
-        record["data"]["unreadable"] |= before["data"]["unreadable"]  # Left out before the pass this time.
+        # Left out before the pass this time. A run that was killed in its first pass had not come so far.
+        record["data"]["unreadable"] |= before.get("data", {}).get("unreadable", {})
     write_record(job.run, {**record, "status": "searching", "timings": job.stages.seconds})
     return record
 
@@ -423,7 +456,7 @@ def describe(manifest: Manifest) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the search of a settings file and print its summary as one JSON object."""
+    """Run the search of a settings file and print its summary as one JSON object; exit codes as of `rayml`."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("Usage: python -m tune_jobs.run CONFIG.yaml", file=sys.stderr)
         return UsageError.exit_code
@@ -433,6 +466,15 @@ def main(arguments: list[str]) -> int:
     except RaymlError as error:
         print(f"Error: {error.message}", error.hint, sep="\n", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"Error: {error.strerror}{where}", "Mend that and start it again.", sep="\n", file=sys.stderr)
+        return RaymlError.exit_code
     return 0
 
 

@@ -65,21 +65,24 @@ def locked(run: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def read_record(run: Path) -> dict[str, Any] | None:
-    """run.json, or None where it is not there: the run was killed before it had begun.
+def read_record(run: Path) -> dict[str, Any]:
+    """run.json.
 
     Raises:
-        UsageError: RUN is not there or not a folder, or run.json is damaged.
+        UsageError: RUN is not there or not a folder, or run.json is not there or damaged.
     """
     if not run.is_dir():
         raise UsageError(f"--resume needs the folder of a run. Received: {run}, which is none", "Leave --resume out.")
+    if not (run / RECORD_FILE).exists():
+        raise UsageError(
+            f"--resume needs the folder of a run. Received: {run}, which holds no {RECORD_FILE}",
+            "Nothing of a search is in it: name another --out, and leave --resume out.",
+        )
     try:
         record = json.loads((run / RECORD_FILE).read_text())
         if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
             raise ValueError("no settings in it")
         return record
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{run / RECORD_FILE} must be readable to resume. Received: {' '.join(str(error).split())}",
@@ -101,8 +104,7 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
 def set_status(run: Path, status: str) -> None:
     """Note how a run ended; where even that cannot be written, it says `searching` still."""
     with suppress(OSError, UsageError):
-        if record := read_record(run):
-            write_record(run, {**record, "status": status})
+        write_record(run, {**read_record(run), "status": status})
 
 
 def with_stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -115,14 +117,19 @@ def with_stored(values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: see `read_record`.
     """
-    if not values.get("resume") or "out" not in values:
+    if not values.get("resume") or not isinstance(values.get("out"), str | Path):
         return values
-    record = read_record(Path(values["out"]))
-    known = (record or {}).get("settings", {})
-    stored = {name: value for name, value in known.items() if name not in _FREE or name == _TAKEN_AGAIN}
+    known = read_record(Path(values["out"]))["settings"]
+    free = _free(known.get("scheduler")) - {_TAKEN_AGAIN}
+    stored = {name: value for name, value in known.items() if name not in free}
     if stored.get("weights") not in _NAMED_WEIGHTS:
         del stored["weights"]
     return {**stored, **values}
+
+
+def _free(scheduler: str | None) -> frozenset[str]:
+    """The settings that may be others when a run is resumed; in `sync` mode threads decide the last digits."""
+    return _FREE - {"trial_cpus"} if scheduler == "sync" else _FREE
 
 
 def check_same_search(settings: SearchSettings, record: dict[str, Any]) -> None:
@@ -132,7 +139,7 @@ def check_same_search(settings: SearchSettings, record: dict[str, Any]) -> None:
         UsageError: names each that differs, with both values.
     """
     now = json.loads(json.dumps(settings.to_json()))
-    free = _FREE - {"trial_cpus"} if settings.scheduler == "sync" else _FREE  # There it decides the last digits.
+    free = _free(settings.scheduler)
     differing = [
         f"{name} {value} where the run has {record['settings'][name]}"
         for name, value in now.items()

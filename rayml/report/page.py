@@ -39,7 +39,7 @@ def write_report(folder: Path, out: Path | None = None, *, data: Path | None = N
     if not run.record:
         raise UsageError(
             f"RUN must be the folder of a search. Received: {folder}, which holds no run.json",
-            "It is written when the features are there; --watch waits for it.",
+            "A search writes it when it begins; --watch waits for it.",
         )
     return _write(run, out or folder / PAGE, data, refresh_s=None)
 

@@ -62,7 +62,7 @@ def _connect(address: str) -> tuple[str, str]:
     return first, second
 
 
-@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", ""])
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:²", ""])
 def test_addresses_that_are_none(address: str) -> None:
     first, _ = _connect(address)
     assert first == f"UsageError --address must be local, auto or HOST:PORT. Received: {address}"
@@ -79,6 +79,7 @@ def test_nothing_listens() -> None:
 
 def test_names_and_ports_that_cannot_be() -> None:
     assert _connect("no-such-host.invalid:6379")[0].startswith("SearchError no Ray answers at --address no-such-host")
+    assert _connect("..:6379")[0].startswith("SearchError no Ray answers at --address ..:6379 (")
     assert _connect("127.0.0.1:99999")[0].startswith("SearchError no Ray answers")
 
 

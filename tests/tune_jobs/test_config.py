@@ -89,6 +89,9 @@ def test_plain_values_become_settings() -> None:
         ({"epoch": 3}, r"c.yaml: epoch: is no setting; did you mean epochs\? Received: 3$"),
         ({"qqq": 3}, "c.yaml: qqq: is no setting. Received: 3$"),
         ({"data": None}, "c.yaml: data: input is not a valid path. Received: None"),
+        ({"out": 2024}, "c.yaml: out: input is not a valid path. Received: 2024"),
+        ({"out": "s3://bucket/run"}, "out must be a folder. Received: s3:/bucket/run, which is an address"),
+        ({"cache": "gs://bucket/cache"}, "cache must be a folder. Received: gs:/bucket/cache, which is an address"),
         ({"weight_decay": [-1]}, "weight_decay must be a number of at least 0. Received: -1"),
         ({"label_smoothing": 1}, "label_smoothing must be at least 0 and below 1. Received: 1"),
         ({"learning_rate": {"loguniform": [0.1, 0.01]}}, "the ends of loguniform must be finite, the lower one first"),
@@ -146,6 +149,7 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
         (b"- 1\n", "must hold `setting: value` lines. Received: list"),
         (b"", "Received: NoneType"),
         (b"a: \xff\xfe", "must be YAML"),
+        (b"out: 2026-02-30\n", "must be YAML. Received: day is out of range for month"),
         (b"a: !!python/object/apply:os.getcwd []", "must be YAML"),
     ],
 )

@@ -39,6 +39,7 @@ def row(trial: str, epoch: int, accuracy: float = 0.5) -> EpochRow:
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything else is done: RUN is not made."""
+    write_sample(tmp_path / "photos", train_per_class=2, validation_per_class=1)
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UsageError, match="--mlflow needs the package mlflow or mlflow-skinny") as caught:
         run_tune(settings(tmp_path, mlflow="http://127.0.0.1:1"), QUIET)

@@ -25,12 +25,13 @@ from rayml.features import FeatureBank
 from rayml.frozen import frozen_folder, load_frozen
 from rayml.predictions import Predictions
 from rayml.predictor import Predictor
+from rayml.report import write_report
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
 from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
-from tune_jobs.runfolder import locked, with_stored
+from tune_jobs.runfolder import locked, with_stored, write_record
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +306,34 @@ def test_what_cannot_be_resumed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"run\.json must be readable to resume"):
         run_tune(one_at_a_time(folder, out=tmp_path / "run", resume=True), QUIET)
     (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(UsageError, match=r"Received: .*run, which holds no run\.json"):
+        run_tune(one_at_a_time(folder, out=tmp_path / "run", resume=True), QUIET)
+    write_record(tmp_path / "run", {"settings": {}, "status": "searching"})
     with locked(tmp_path / "run"), pytest.raises(UsageError, match="one search at a time can write"):
         run_tune(one_at_a_time(folder, out=tmp_path / "run", resume=True), QUIET)
+
+
+def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
+    folder: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+
+    def kill(job: Any) -> Any:
+        shutil.copytree(job.run, killed)
+        raise KeyboardInterrupt
+
+    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 1, "grace_period": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tune_jobs.run._run", kill)
+        run_tune(one_at_a_time(tmp_path, data=folder / "photos", **small), QUIET)
+    assert not (tmp_path / "run").exists()
+    assert read_run(killed).status == "searching" and "settings" in write_report(killed).read_text()
+
+    given = {"data": folder / "photos", "cache": folder / "cache", "out": killed, "resume": True}
+    done = run_tune(make_settings(with_stored(given), "options"), QUIET)
+    assert [(trial.size_inner, trial.learning_rate, trial.epochs) for trial in done.trials] == [(4, 0.05, 1)]
+    record = json.loads((killed / "run.json").read_text())
+    assert (record["status"], record["data"]["unreadable"]) == ("finished", {})
 
 
 def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
@@ -316,6 +343,17 @@ def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path
     assert (plan.photos, plan.to_compute, plan.exact, plan.at_once) == (180, 0, True, 2)
     assert all(need.free is not None and need.needed < need.free for need in plan.needs)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_is_refused_where_the_run_would_be(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    write_sample(tmp_path / "other", train_per_class=2, validation_per_class=1)
+    with pytest.raises(UsageError, match="--out must be a new folder"):
+        plan_tune(one_at_a_time(folder, out=summary.run), QUIET)
+    with pytest.raises(UsageError, match="Received: epochs 5 where the run has 3"):
+        plan_tune(one_at_a_time(folder, out=summary.run, resume=True, epochs=5), QUIET)
+    with pytest.raises(UsageError, match="--resume needs the photos of the run"):
+        plan_tune(one_at_a_time(folder, out=summary.run, resume=True, data=tmp_path / "other"), QUIET)
+    assert plan_tune(one_at_a_time(folder, out=summary.run, resume=True), QUIET).trials == 4
 
 
 def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
@@ -422,6 +460,35 @@ def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
 def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ["Interrupted."]),
+        (
+            OSError(28, "No space left on device", "/data/run/trials.csv"),
+            1,
+            ["Error: No space left on device: /data/run/trials.csv", "Mend that and start it again."],
+        ),
+    ],
+)
+def test_how_the_job_ends(
+    error: BaseException,
+    code: int,
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(settings: Any, progress: Any) -> Any:
+        raise error
+
+    (tmp_path / "c.yaml").write_text("data: photos\nout: run\n")
+    monkeypatch.setattr("tune_jobs.run.run_tune", fail)
+    assert main([str(tmp_path / "c.yaml")]) == code
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.splitlines()) == ("", said)
 
 
 @pytest.mark.slow

@@ -91,7 +91,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with refused("--resume needs the folder of a run", "Leave --resume out"):
         read_record(tmp_path / "nowhere")
-    assert read_record(tmp_path) is None
+    with refused("which holds no run.json", "leave --resume out"):
+        read_record(tmp_path)
     for text in ("", "{", "[]", "{}", '{"settings": 3}'):
         (tmp_path / "run.json").write_text(text)
         with refused("must be readable to resume"):
@@ -119,6 +120,19 @@ def test_settings_left_out_are_those_of_the_run(tmp_path: Path) -> None:
     made = make_settings(completed, "options")
     assert (made.learning_rate, made.epochs, made.backbone) == (asked.learning_rate, 7, "tiny")
     assert with_stored({"out": asked.out, "epochs": 7}) == {"out": asked.out, "epochs": 7}
+    assert with_stored({"out": 2024, "resume": True}) == {"out": 2024, "resume": True}  # Refused later, by its kind.
+
+
+@pytest.mark.parametrize(("scheduler", "stored"), [("sync", 2.0), ("asha", None)])
+def test_processors_of_a_trial_are_the_runs_where_they_decide(
+    scheduler: str, stored: float | None, tmp_path: Path
+) -> None:
+    asked = settings(tmp_path, scheduler=scheduler, trial_cpus=2.0, grace_period=1)
+    asked.out.mkdir()
+    write_record(asked.out, {"settings": asked.to_json(), "status": "interrupted"})
+    again = make_settings(with_stored({"data": asked.data, "out": asked.out, "resume": True}), "options")
+    assert again.trial_cpus == stored
+    check_same_search(again, record(asked))
 
 
 # --- whether it is the same search
