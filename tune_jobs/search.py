@@ -21,6 +21,7 @@ from tune_jobs.cluster import Node
 from tune_jobs.config import SearchSettings
 from tune_jobs.feed import Feed
 from tune_jobs.grid import cells, in_turns
+from tune_jobs.growth import Demand
 from tune_jobs.halving import Halving
 from tune_jobs.ledger import FAIL, STOP, Ledger
 from tune_jobs.recorder import RETRIES, Recorder
@@ -60,15 +61,16 @@ class SearchResult:
 def trial_cpus(settings: SearchSettings, nodes: Sequence[Node]) -> float:
     """Processors of a trial: what was asked for, else the cluster's shared out over the grid, whole and at least 1.
 
+    Those of machines with too few graphics processors for a trial do not count, and no trial gets so many that fewer
+    trials run at once than with one processor each.
+
     In `sync` mode it is 1, however many there are: sums come out differently in their last digits where they are shared
     over another number of threads, and one seed is to give one winner on every cluster.
 
     Raises:
         SearchError: no node can ever run such a trial.
     """
-    available = sum(node.cpus for node in nodes)
-    share = 1 if settings.scheduler == "sync" else available // settings.trials
-    cpus = settings.trial_cpus or max(1, min(share, max(node.cpus for node in nodes)))
+    cpus = settings.trial_cpus or _share(settings, [node for node in nodes if node.gpus >= settings.trial_gpus])
     if not any(cpus <= node.cpus and settings.trial_gpus <= node.gpus for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus))
         raise SearchError(
@@ -77,6 +79,18 @@ def trial_cpus(settings: SearchSettings, nodes: Sequence[Node]) -> float:
             "Lower --trial-cpus or --trial-gpus, or add machines.",
         )
     return float(cpus)
+
+
+def _share(settings: SearchSettings, nodes: Sequence[Node]) -> int:
+    """The processors of the machines that can run a trial, shared out over the grid."""
+    if settings.scheduler == "sync" or not nodes:
+        return 1
+
+    def at_once(cpus: int) -> int:
+        return Demand(cpus, settings.trial_gpus, settings.trials).places(nodes)
+
+    most = min(sum(node.cpus for node in nodes) // settings.trials, max(node.cpus for node in nodes))
+    return next((cpus for cpus in range(most, 1, -1) if at_once(cpus) == at_once(1)), 1)
 
 
 class Search:

@@ -128,6 +128,9 @@ ONE, TWO, GPU = Node("a", 2, 0), Node("b", 8, 0), Node("c", 4, 2)
         ([ONE, TWO], {"learning_rate": (0.1,), "size_inner": (4,)}, 8),  # never more than a machine has
         ([ONE], {"trial_cpus": 0.5}, 0.5),
         ([ONE, GPU], {"trial_gpus": 1}, 1),
+        ([Node("d", 16, 0), Node("e", 4, 1)], {"trial_gpus": 1}, 1),  # those of the first can run no trial
+        ([Node("f", 8, 1), Node("g", 8, 3)], {"trial_gpus": 1}, 2),  # with more, a graphics processor would idle
+        ([GPU], {"trial_gpus": 1, "learning_rate": (0.1,), "size_inner": (4,)}, 4),
     ],
 )
 def test_processors_are_shared_out(cluster: list[Node], changes: dict[str, Any], cpus: float, tmp_path: Path) -> None:
