@@ -76,6 +76,11 @@ class Recipe:
             digest=digest.hexdigest(),
         )
 
+    @property
+    def place(self) -> Path:
+        """The folder of this machine for the vectors brought together."""
+        return self.folder / self.digest[:32]
+
 
 @dataclass(frozen=True, eq=False)
 class GatheredData(TrainingData):
@@ -94,10 +99,9 @@ def gather(recipe: Recipe) -> GatheredData:
         KeyError: a picture that is not in the bank.
         RaymlError: a shard is damaged or cannot be copied here, or there is no room.
     """
-    name = recipe.digest[:32]
-    store = FolderStore(recipe.folder / name)
+    store = FolderStore(recipe.place)
     arrays: dict[str, Any] = {}
-    with alone(recipe.folder, name):  # The other processes of this machine wait for the one that does it.
+    with alone(recipe.folder, recipe.place.name):  # The other processes of this machine wait for the one that does it.
         for split, digests in (("train", recipe.train), ("validation", recipe.validation)):
             path = store.folder / f"{split}.npy"
             shape = (len(digests), recipe.bank.features)

@@ -80,6 +80,11 @@ class PixelRecipe:
         )
 
     @property
+    def place(self) -> Path:
+        """The folder of this machine for the decoded pictures."""
+        return self.folder / self.digest[:32]
+
+    @property
     def bytes(self) -> int:
         """What the pixels take."""
         return (len(self.train) + len(self.validation)) * self.image_size_px**2 * 3
@@ -106,11 +111,10 @@ def gather_pixels(recipe: PixelRecipe, advance: Advance | None = None) -> Gather
         DataError: a picture is another one than when the data set was read.
         RaymlError: there is no room.
     """
-    name = recipe.digest[:32]
-    store = FolderStore(recipe.folder / name)
+    store = FolderStore(recipe.place)
     arrays = {}
     unreadable: dict[str, str] = {}
-    with alone(recipe.folder, name):  # The other processes of this machine wait for the one that does it.
+    with alone(recipe.folder, recipe.place.name):  # The other processes of this machine wait for the one that does it.
         for split, pictures in ((TRAIN, recipe.train), (VALIDATION, recipe.validation)):
             path = store.folder / f"{split}.npy"
             shape = (len(pictures), recipe.image_size_px, recipe.image_size_px, 3)

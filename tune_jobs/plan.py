@@ -11,20 +11,22 @@ from typing import Any
 from rayml.backbones import BackboneSpec
 from rayml.bundle import MAX_HEAD_BYTES
 from rayml.bundle_json import MAX_CLASSES
-from rayml.data import Manifest
+from rayml.data import TRAIN, Manifest
 from rayml.end_to_end import VALIDATION_BATCH
 from rayml.errors import SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, find_frozen
+from rayml.gathered import Recipe
 from rayml.graph import MAX_MODEL_BYTES, Sizes, sizes
-from rayml.storage import is_bucket
+from rayml.pixels import PixelRecipe
+from rayml.storage import FolderStore, is_bucket
 from tune_jobs.checkpoints import KEPT
 from tune_jobs.cluster import Node, autoscaler_maximum
 from tune_jobs.config import END_TO_END, SearchSettings
 from tune_jobs.grid import cells
 from tune_jobs.growth import Demand
 from tune_jobs.halving import rung_epochs
-from tune_jobs.search import trial_cpus
+from tune_jobs.search import CHECKPOINTS, trial_cpus
 
 MOST_FEATURES = 4096  # Until a backbone is frozen; NASNetLarge gives 4,032, Xception 2,048.
 # A trial's process with TensorFlow and a small compiled head, beside the features: 0.8 GB measured.
@@ -44,7 +46,7 @@ class Need:
 
     Arguments:
         what: what for.
-        needed, free: bytes; free is None where nobody knows.
+        needed, free: bytes, on a disk those that are still to be written; free is None where nobody knows.
     """
 
     what: str
@@ -138,12 +140,18 @@ def make_plan(
     grid, classes = cells(settings), len(manifest.classes)
     heads = [head_numbers(features, cell["size_inner"], classes) for cell in grid]
     vectors = len(manifest.photos) * features * FLOAT_BYTES
+    together = 0  # Vectors that are still to be brought together for trials.
+    if settings.shares_bank:
+        place = Recipe.of(manifest, bank, cache / "training").place if bank is not None else None
+        together = _unwritten(vectors, place)
     graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
     # Trials that read the bank map one file a machine; others are sent the vectors, and hold them once more.
     one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + COPIES * max(heads) * FLOAT_BYTES
     disk = [
-        Need("disk for RUN", KEPT * COPIES * FLOAT_BYTES * sum(heads) + graph, _free(run)),
-        *_bank_needs(settings, vectors, to_compute * features * FLOAT_BYTES, cache),
+        Need(
+            "disk for RUN", _unwritten(KEPT * COPIES * FLOAT_BYTES * sum(heads), run / CHECKPOINTS) + graph, _free(run)
+        ),
+        *_bank_needs(settings, vectors, to_compute * features * FLOAT_BYTES, together, cache),
     ]
     plan = _plan(settings, manifest, nodes, cpus, to_compute, disk, vectors, one_trial, frozen is not None)
     memory = _memory(nodes)
@@ -245,7 +253,8 @@ def _plan_networks(
     grid = cells(settings)
     head = max(head_numbers(features, cell["size_inner"], len(manifest.classes)) for cell in grid)
     numbers = COPIES * (FLOAT_BYTES * head + network.top_weights)
-    batch = max(VALIDATION_BATCH, *(cell["batch_size"] for cell in grid))
+    largest = min(max(cell["batch_size"] for cell in grid), len(manifest.split(TRAIN)))
+    batch = max(VALIDATION_BATCH, largest)
     one_trial = (
         NETWORK_PROCESS_BYTES
         + len(graph) * (1 + settings.mixed_precision)
@@ -253,9 +262,10 @@ def _plan_networks(
         + numbers
     )
     pixels = len(manifest.photos) * 3 * spec.image_size_px**2
+    decoded = PixelRecipe.of(manifest, spec.image_size_px, cache / "pixels").place
     disk = [
-        Need("disk for RUN", KEPT * settings.trials * numbers + len(graph), _free(run)),
-        Need("disk for the cache", pixels, _free(cache)),
+        Need("disk for RUN", _unwritten(KEPT * settings.trials * numbers, run / CHECKPOINTS) + len(graph), _free(run)),
+        Need("disk for the cache", _unwritten(pixels, decoded), _free(cache)),
     ]
     # Pages of a mapped file: memory that the system takes back where it is short of it.
     plan = _plan(settings, manifest, nodes, cpus, 0, disk, pixels, one_trial, frozen is not None)
@@ -272,18 +282,17 @@ def _plan_networks(
     return plan
 
 
-def _bank_needs(settings: SearchSettings, vectors: int, new: int, cache: Path) -> list[Need]:
+def _bank_needs(settings: SearchSettings, vectors: int, new: int, together: int, cache: Path) -> list[Need]:
     """Where features go: to what machines share, else to the cache, where they are also brought together for trials.
 
     Arguments:
-        vectors, new: bytes of all vectors, and of those to be computed.
+        vectors, new, together: bytes of all vectors, of those to be computed, and of those to be brought together.
     """
-    together = vectors if settings.shares_bank else 0
     storage = settings.storage_path
     if storage is None:
         return [Need("disk for the cache", new + together, _free(cache))]
     free = None if is_bucket(storage) else _free(Path(storage))
-    copied = vectors if is_bucket(storage) else 0
+    copied = vectors if is_bucket(storage) and together else 0
     return [
         Need(f"{'features' if is_bucket(storage) else 'disk for features'}, in {storage}", new, free),
         Need("disk for the cache, on each machine", copied + together, _free(cache)),
@@ -336,6 +345,12 @@ def _check_disk(needs: list[Need]) -> None:
                 f"{need.what} needs {_size(need.needed)}. Received: {_size(need.free)} free",
                 "Free some space, or name other folders: --out, --cache, --storage-path.",
             )
+
+
+def _unwritten(needed: int, folder: Path | None) -> int:
+    """Bytes that are still to be written of what goes into a folder; files that lie there whole are."""
+    there = sum(FolderStore(folder).sizes().values()) if folder is not None else 0
+    return max(0, needed - there)
 
 
 def _free(folder: Path) -> int | None:

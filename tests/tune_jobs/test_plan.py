@@ -12,7 +12,9 @@ import pytest
 from rayml.backbones import backbone_spec
 from rayml.data import Manifest, Photo
 from rayml.errors import SearchError
+from rayml.gathered import Recipe
 from rayml.graph import Sizes
+from rayml.pixels import PixelRecipe
 from tests.tune_jobs.small import settings
 from tune_jobs import plan as module
 from tune_jobs.cluster import Node
@@ -35,7 +37,7 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "backbone.onnx").write_bytes(bytes(GRAPH_BYTES))
     found = SimpleNamespace(features=FEATURES, folder=tmp_path)
     monkeypatch.setattr(module, "find_frozen", lambda spec, cache, storage: found)
-    empty = SimpleNamespace(has=lambda digests: np.zeros(len(digests), bool))
+    empty = SimpleNamespace(has=lambda digests: np.zeros(len(digests), bool), folder=Path("key"))
     monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache, storage: empty))
 
 
@@ -66,6 +68,23 @@ def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
     assert lines[1] == "at once: 6, with 1 CPUs and 0 GPUs each, on 2 machines with 6 CPUs and 0 GPUs"
     assert lines[2] == "photos: 1000, features of 1000 to be computed"
     assert lines[4].startswith("disk for the cache: 16.4 MB of ")
+
+
+def test_what_is_on_the_disk_already_is_not_written_again(frozen: None, tmp_path: Path) -> None:
+    """Neither the vectors that an earlier run brought together nor the checkpoints of the run that goes on."""
+    before = [need.needed for need in plan(tmp_path).needs]
+    recipe = Recipe.of(manifest(), SimpleNamespace(folder=Path("key")), tmp_path / "cache" / "training")  # type: ignore[arg-type]
+    for name, size in (("train.npy", 3000), (".train.npy-left-by-a-killed-process", 500)):
+        recipe.place.mkdir(parents=True, exist_ok=True)
+        (recipe.place / name).write_bytes(bytes(size))
+    (tmp_path / "run" / "checkpoints" / "00000").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "00000" / "00001.npz").write_bytes(bytes(2000))
+    after = [need.needed for need in plan(tmp_path).needs]
+    assert after == [before[0] - 2000, before[1] - 3000, before[2]]
+    (recipe.place / "train.npy").write_bytes(bytes(PHOTOS * FEATURES * 4 + 128))
+    assert [need.needed for need in plan(tmp_path).needs][1] == PHOTOS * FEATURES * 4
+    (bucket,) = [need for need in plan(tmp_path, storage_path="s3://bucket").needs if "each machine" in need.what]
+    assert bucket.needed == 0  # Nor is anything to be copied.
 
 
 def test_where_the_features_go(frozen: None, tmp_path: Path) -> None:
@@ -103,6 +122,15 @@ def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert needed == [2 * 6 * head + len(graph), pixels, pixels + 2 * one]
     assert (frozen.photos, frozen.to_compute, frozen.exact) == (1000, 0, True)
     assert frozen.lines()[2] == "photos: 1000"
+    # A step has no more photos than there are, and pictures that are decoded already take no more room.
+    place = PixelRecipe.of(manifest(), 100, tmp_path / "cache" / "pixels").place
+    place.mkdir(parents=True)
+    (place / "train.npy").write_bytes(bytes(1000))
+    large = [
+        need.needed for need in plan(tmp_path, (Node("a", 2, 0, 64 * GB),), **{**chosen, "batch_size": 10**6}).needs
+    ]
+    assert large[1:] == [pixels - 1000, pixels + 2 * (one + (PHOTOS - 64) * LARGEST_VALUES * 5 * 10**6)]
+    shutil.rmtree(place)
     # Activations of the top are kept for the gradients, and a checkpoint holds its weights.
     tuned = plan(tmp_path, unfreeze=2, **chosen)
     needed = [need.needed for need in tuned.needs]
