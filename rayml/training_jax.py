@@ -42,19 +42,25 @@ class JaxHeadTrainer(HeadTrainer):
     def _sums(self, order: NDArray[np.int32]) -> tuple[Any, Any, Any, Any]:
         model, optimizer = self._model, self._optimizer
         lists = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        state, sums = self._compiled_epoch(
-            tuple([variable.value for variable in each] for each in lists),
-            order,
-            self._train,
-            self._validation,
-            self._weight_decay,
-            self._smoothing,
-        )
+        with _full_float32():
+            state, sums = self._compiled_epoch(
+                tuple([variable.value for variable in each] for each in lists),
+                order,
+                self._train,
+                self._validation,
+                self._weight_decay,
+                self._smoothing,
+            )
         for variables, values in zip(lists, state, strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         found: tuple[Any, Any, Any, Any] = sums
         return found
+
+    def validation_logits(self) -> NDArray[np.float32]:
+        """See `HeadTrainer`."""
+        with _full_float32():
+            return super().validation_logits()
 
     def _jitted(
         self, state: _State, order: Any, train: Any, validation: Any, weight_decay: Any, smoothing: Any
@@ -103,6 +109,13 @@ class JaxHeadTrainer(HeadTrainer):
         trainable, adam = self._optimizer.stateless_apply(adam, gradients, trainable)
         self._optimizer.weight_decay = 0.0
         return (trainable, constant, adam), (loss * len(features), _hits(one_hot, logits))
+
+
+def _full_float32() -> Any:
+    """Keeps newer graphics processors from rounding a product's inputs to 10 bits, as JAX lets them by default."""
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
 def _hits(one_hot: Any, logits: Any) -> Any:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import astuple
+from typing import Any
+from unittest import mock
 
+import jax
 import keras
 import numpy as np
 
@@ -53,7 +56,22 @@ def main(given: str, made: str) -> None:
         found[f"{case}_logits"] = trainer.validation_logits()
 
     trainer = started(head_trainer(data, size_inner=SIZE_INNER, dropout=0.3), "plain")
+    precisions, loss, call = set(), trainer._loss, type(trainer._model).__call__
+
+    def watched_loss(truth: Any, logits: Any) -> Any:
+        precisions.add(jax.config.jax_default_matmul_precision)
+        return loss(truth, logits)
+
+    def watched_call(model: Any, *arguments: Any, **options: Any) -> Any:
+        precisions.add(jax.config.jax_default_matmul_precision)
+        return call(model, *arguments, **options)
+
+    trainer._loss = watched_loss
     trainer.run_epoch()
+    with mock.patch.object(type(trainer._model), "__call__", watched_call):
+        trainer.validation_logits()
+    assert precisions == {"highest"}, precisions
+    trainer._loss = loss
     state = trainer.state()
     onwards = [trainer.run_epoch() for _ in range(2)]
     trainer.start(seed=SEED + 1, learning_rate=RATE * 2)
