@@ -23,7 +23,7 @@ from rayml.progress import Progress
 from tune_jobs.cluster import on_this_node
 from tune_jobs.config import SearchSettings
 from tune_jobs.search import SearchResult
-from tune_jobs.select import Winner, best_epoch, prove
+from tune_jobs.select import ENGINE_ROUNDING, Winner, best_epoch, prove
 
 
 def network(settings: SearchSettings, spec: BackboneSpec) -> Network:
@@ -88,7 +88,7 @@ def select_network(
         folder = Path(tempfile.mkdtemp(prefix=".tuned-", dir=run)) / "backbone"
         frozen = on_this_node(freeze_tuned, spec, best.tuned, folder)
     features = graph_features(frozen, data.validation_pixels)
-    return prove(trial, best, features, data.validation_labels, damaged, ties=True), frozen
+    return prove(trial, best, features, data.validation_labels, damaged, rounding=ENGINE_ROUNDING), frozen
 
 
 def graph_features(backbone: FrozenBackbone, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

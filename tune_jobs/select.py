@@ -18,6 +18,9 @@ from tune_jobs.search import SearchResult
 
 # The table's loss was summed by the compiled epoch, this one by NumPy; both in float32 from the same vectors.
 LOSS_TOLERANCE = 1e-4
+# How far two computations of the same logits may lie apart, as a share of the largest: the same head on the same
+# vectors by XLA and by NumPy, 7e-7 measured with 2,048 features and 1,000 units; and a whole network by two engines.
+HEAD_ROUNDING, ENGINE_ROUNDING = 1e-5, 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +77,17 @@ def prove(
     labels: NDArray[np.int32],
     damaged: tuple[str, ...],
     *,
-    ties: bool = False,
+    rounding: float = HEAD_ROUNDING,
 ) -> Winner:
     """Score the winner's weights once more, and hold the score against the table.
+
+    Sums come out differently in their last digits where they are added in another order. So a picture whose best two
+    classes are equal but for that may have been counted for either; every other one has to be answered as it was.
 
     Arguments:
         features: of the validation pictures, float32 (M, D).
         labels: theirs, int32 (M,).
-        ties: the features are of another engine than the trial's, so that a picture whose best two classes are equal
-            but for rounding may have been counted for either.
+        rounding: as a share of the largest logit, how near two classes are that are equal but for rounding.
 
     Raises:
         SearchError: the weights do not score what the table says.
@@ -91,7 +96,7 @@ def prove(
     scored = accuracy(logits, labels), cross_entropy(logits, labels)
     expected = trial.val_accuracy, trial.val_loss
     same_loss = abs(scored[1] - expected[1]) <= LOSS_TOLERANCE * max(1.0, abs(expected[1]))
-    unsure = _ties(logits) / len(labels) + 1e-12 if ties else 0.0
+    unsure = _ties(logits, rounding) / len(labels) + 1e-12
     if best.epoch != trial.best_epoch or not abs(scored[0] - expected[0]) <= unsure or not same_loss:
         raise SearchError(
             f"the winner's weights were to score {expected} after epoch {trial.best_epoch} on the validation "
@@ -101,7 +106,7 @@ def prove(
     return Winner(trial, best.weights, logits, fit_temperature(logits, labels), damaged)
 
 
-def _ties(logits: NDArray[np.float32]) -> int:
-    """Pictures whose highest two logits are nearer to each other than engines are."""
+def _ties(logits: NDArray[np.float32], rounding: float) -> int:
+    """Pictures whose highest two logits are nearer to each other than two computations of them may be."""
     highest = np.sort(logits, axis=1)[:, -2:]
-    return int((highest[:, 1] - highest[:, 0] <= LOSS_TOLERANCE * max(1.0, float(np.abs(logits).max()))).sum())
+    return int((highest[:, 1] - highest[:, 0] <= rounding * max(1.0, float(np.abs(logits).max()))).sum())

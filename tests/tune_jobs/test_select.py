@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rayml.errors import SearchError
 from rayml.metrics import accuracy, cross_entropy
@@ -13,7 +14,7 @@ from tests.tune_jobs.small import vectors
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, write_checkpoint
 from tune_jobs.records import EpochRow, TrialRow
 from tune_jobs.search import SearchResult
-from tune_jobs.select import best_epoch, prove, select
+from tune_jobs.select import ENGINE_ROUNDING, HEAD_ROUNDING, best_epoch, prove, select
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData)
         select(result, data)
 
 
-def test_another_engine_may_break_a_tie_the_other_way(result: SearchResult, data: TrainingData) -> None:
+def test_another_order_of_adding_may_break_a_tie_the_other_way(result: SearchResult, data: TrainingData) -> None:
     trial, best, _ = best_epoch(result)
     logits = best.weights.logits(data.validation_features)
     # The features of one picture, moved until its two best classes are equal but for rounding.
@@ -85,20 +86,27 @@ def test_another_engine_may_break_a_tie_the_other_way(result: SearchResult, data
         ahead = best.weights.logits(middle[None])[0]
         low, high = (middle, high) if ahead.argmax() != other else (low, middle)
     features[row] = high
-    changed_logits = best.weights.logits(features)
     labels = data.validation_labels
-    off = dataclasses.replace(
-        trial,
-        val_accuracy=accuracy(changed_logits, labels) + 1 / len(labels),
-        val_loss=cross_entropy(changed_logits, labels),
-    )
-    assert prove(off, best, features, labels, (), ties=True).trial is off
+
+    def one_more_right(logits: NDArray[np.float32]) -> TrialRow:
+        more = accuracy(logits, labels) + 1 / len(labels)
+        return dataclasses.replace(trial, val_accuracy=more, val_loss=cross_entropy(logits, labels))
+
+    off = one_more_right(best.weights.logits(features))
+    assert prove(off, best, features, labels, ()).trial is off
+    # Further apart than rounding takes one head on the same features, nearer than two engines are.
+    features[row] = high + np.float32(3e-4) * (data.validation_features[row] - high)
+    apart = best.weights.logits(features)
+    gap = float(np.diff(np.sort(apart[row])[-2:])[0])
+    assert HEAD_ROUNDING < gap / float(np.abs(apart).max()) < ENGINE_ROUNDING
     with pytest.raises(SearchError, match="the winner's weights were to score"):
-        prove(off, best, features, labels, ())
+        prove(one_more_right(apart), best, features, labels, ())
+    prove(one_more_right(apart), best, features, labels, (), rounding=ENGINE_ROUNDING)
+    features[row] = high
     # One tie is no excuse for two pictures.
     two = dataclasses.replace(off, val_accuracy=off.val_accuracy + 1 / len(labels))
     with pytest.raises(SearchError, match="the winner's weights were to score"):
-        prove(two, best, features, labels, (), ties=True)
+        prove(two, best, features, labels, (), rounding=ENGINE_ROUNDING)
 
 
 def test_no_trial_gave_a_result(result: SearchResult, data: TrainingData) -> None:
