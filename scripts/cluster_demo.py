@@ -4,14 +4,16 @@
 
 A head without processors and two workers, each with a network of its own and a token between them (`local_cluster`).
 The job runs the settings of k8s/overlays/local, with `/shared` and `/opt/rayml` in a temporary folder, as KubeRay
-submits it; a worker is killed while trials run. The service is deployed from the RayService's `serveConfigV2` through
-the interface that KubeRay uses; clients ask both nodes' proxies while a second version takes over and while one node
-is drained with the manifest's own command. Takes some minutes on two cores. What it cannot show is said in
-docs/cluster.md.
+submits it; a worker is killed while trials run. The winner is promoted by the Job's own command, and the service is
+deployed from the RayService's `serveConfigV2` through the interface that KubeRay uses. Clients ask the nodes that a
+Service would send them to, those that pass KubeRay's readiness probe, while a second version is promoted and while one
+node is ended as a pod is: the manifest's `preStop`, then the end of its processes. Takes some minutes on two cores.
+What it cannot show is said in docs/cluster.md.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import sys
@@ -37,6 +39,12 @@ _STEP_TIMEOUT_S = 600.0
 _CLIENTS = 4
 _SHORT_S = 10.0
 _PORT = container.PORT
+# KubeRay's readiness probe of a worker that serves (v1.7.0, initReadinessAndLivenessProbe in its pod.go): both have to
+# say "success" within the timeout, and one failure takes the pod out of the Service.
+_PROBES = (":52365/api/local_raylet_healthz", f":{_PORT}/-/healthz")
+_PROBE_PERIOD_S, _PROBE_TIMEOUT_S = 5.0, 2.0
+# A pod that is being stopped leaves the Service at once; after this long every node's network should know.
+_SERVICE_LAG_S = 5.0
 
 
 class Demo:
@@ -49,14 +57,15 @@ class Demo:
         service = yaml.safe_load((ROOT / "k8s/base/rayservice.yaml").read_text(encoding="utf-8"))["spec"]
         (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
         (worker,) = group["template"]["spec"]["containers"]
-        self._serve_text: str = service["serveConfigV2"]
-        self._drain = worker["lifecycle"]["preStop"]["exec"]["command"]
+        self._serve_text: str = service["serveConfigV2"].replace("/shared", str(self.shared))
+        self._pre_stop = worker["lifecycle"]["preStop"]["exec"]["command"]
         image = folder / "image"
         container.write(image / "haproxy")
         environment = {v["name"]: v["value"].replace("/opt/rayml", str(image)) for v in worker["env"]}
         self._environment = {**environment, "HOME": "/run"}
         self.cluster = LocalCluster(folder, 0, (), self._environment)
         self.found: dict[str, Any] = {}
+        self._stopping: dict[str, float] = {}  # Address of a node -> when it was told to end.
 
     def prepare(self) -> tuple[Node, Node]:
         """Photos on the shared folder, a head, two workers."""
@@ -84,48 +93,64 @@ class Demo:
         self.found |= {"trials": dict(statuses), "val_accuracy": record["best"]["val_accuracy"]}
         self._say(f"the search is through, {dict(statuses)}: validation accuracy {record['best']['val_accuracy']:.3f}")
 
-    def search_again(self) -> Bundle:
-        """The winner of a second search with another seed: the features are there already."""
+    def search_again(self) -> Path:
+        """The run of a second search with another seed: the features are there already."""
         run = self._submit("tune-2", {"out": str(self.shared / "runs" / "clothing-2"), "seed": 2})
         self._await_job("tune-2")
         self._say("a second search with another seed is through")
-        return Bundle.open(run / "best")
+        return run
 
-    def serve(self) -> Bundle:
-        """The RayService's `serveConfigV2`, by the request that KubeRay makes."""
-        bundle = Bundle.open(self.shared / "runs" / "clothing" / "best")
-        self._deploy(bundle)
+    def serve(self) -> None:
+        """The first bundle promoted, then the RayService's `serveConfigV2` by the request that KubeRay makes."""
+        run = self.shared / "runs" / "clothing"
+        self._promote(run)
+        self._deploy(Bundle.open(run / "best"))
         workers = self._workers()
-        for host in workers:
-            health = _ask(f"http://{host}:{_PORT}/-/healthz")
-            if health[0] != 200 or b"success" not in health[1]:  # what KubeRay's readiness probe looks for
-                raise ClusterError(f"{host} must be healthy. Received: {health}")
+        _wait(lambda: self._ready() == workers, "nodes that pass KubeRay's readiness probe")
         self._say(f"served by {len(workers)} nodes, each with a replica; KubeRay's probes would pass")
-        with self._load(bundle.golden.pictures[0]) as counts:
+        with self._load() as counts:
             time.sleep(_SHORT_S)
         self._report("load", counts)
         told = [self._told(host) for host in workers]
         self.found["told"] = sum(told)
         self._say(f"the replicas' own metrics, as Prometheus would read them: {' + '.join(map(str, told))} requests")
-        return bundle
 
-    def upgrade(self, old: Bundle, new: Bundle) -> None:
-        """Another bundle in place of the first while clients ask."""
-        with self._load(old.golden.pictures[0]) as counts:
-            self._deploy(new)
+    def upgrade(self, run: Path) -> None:
+        """Another bundle promoted while clients ask."""
+        digest = Bundle.open(run / "best").digest.encode()
+        with self._load() as counts:
             time.sleep(_SHORT_S / 2)
+            replicas = self._promote(run)
+            old = [host for host in self._workers() if digest not in _ask(f"http://{host}:{_PORT}/readyz")[1]]
+            time.sleep(_SHORT_S / 2)
+        if old:
+            raise ClusterError(f"every replica must answer with the promoted version. Received: not {', '.join(old)}")
+        self.found["replicas"] = replicas
         self._report("upgrade", counts)
 
     def drain(self, node: Node) -> None:
-        """The manifest's preStop command on one node while clients ask the others."""
-        node_id = self.cluster.alive()[node.host]
+        """A node ended while clients ask, as Kubernetes ends a pod; another one is there to take its place."""
         self.cluster.add_worker()
-        with self._load(
-            Bundle.open(self.shared / "runs" / "clothing" / "best").golden.pictures[0], node.host
-        ) as counts:
-            script = self._drain[-1].replace("ray drain-node", f"ray drain-node --node-id {node_id}")
-            self.cluster.run([*self._drain[:-1], script], node)
+        with self._load() as counts:
+            time.sleep(_SHORT_S)
+            self._stopping[node.host] = time.monotonic()
+            self.cluster.run(self._pre_stop, node)
+            node.end()
+            time.sleep(_SHORT_S)
         self._report("drain", counts)
+
+    def _promote(self, run: Path) -> int:
+        """Run the promoting Job's command on a run; how many replicas it says answer with it."""
+        spec = yaml.safe_load((ROOT / "k8s/base/promote.yaml").read_text(encoding="utf-8"))["spec"]["template"]["spec"]
+        (job,) = spec["containers"]
+        values = {v["name"]: v["value"].replace("/shared", str(self.shared)) for v in job["env"]}
+        values |= {"RUN": str(run), "HOME": "/run"}
+        *shell, script = job["command"]
+        variables = [f"{name}={value}" for name, value in values.items()]
+        done = self.cluster.run(["env", *variables, *shell, f"{script} --json"])
+        answer = json.loads(done.stdout.splitlines()[-1])
+        self._say(f"{run.name} is version {answer['version']}, live in {answer['replicas']} replicas")
+        return int(answer["replicas"])
 
     def _submit(self, job: str, changes: dict[str, Any]) -> Path:
         entrypoint = yaml.safe_load((ROOT / "k8s/base/rayjob.yaml").read_text(encoding="utf-8"))["spec"]["entrypoint"]
@@ -150,7 +175,6 @@ class Demo:
 
     def _deploy(self, bundle: Bundle) -> None:
         content = yaml.safe_load(self._serve_text)
-        content["applications"][0]["args"]["bundle"] = str(bundle.path)
         # Asked again until it is taken, as KubeRay does: Serve itself starts with the first request.
         _wait(lambda: self._put(content), "a Serve that takes the configuration")
         _wait(lambda: self._running(bundle), "the service")
@@ -176,38 +200,65 @@ class Demo:
         return _ask(self.cluster.dashboard_url + path, data, headers, method)
 
     def _told(self, host: str) -> int:
-        """How many pictures a node's replica says that it has answered, at whichever of its ports it listens."""
+        """How many pictures a node's replica says that it has answered, at whichever of its ports it listens.
+
+        Ray leaves out the last of the ports that it is told.
+        """
         first, last = (int(self._environment[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
-        pages = [_ask(f"http://{host}:{port}/metrics")[1].decode() for port in range(first, last + 1)]
+        pages = [_ask(f"http://{host}:{port}/metrics")[1].decode() for port in range(first, last)]
         found = re.findall(r'^rayml_requests_total{route="/predict",status="200"} (\S+)$', "".join(pages), re.MULTILINE)
         return round(sum(map(float, found)))
 
     def _workers(self) -> list[str]:
         return [host for host in self.cluster.alive() if host != self.cluster.head_host]
 
+    def _ready(self) -> list[str]:
+        """The nodes that pass KubeRay's readiness probe, asked once as the kubelet asks."""
+        hosts = [node.host for node in self.cluster.nodes[1:] if node.runs]
+        return [host for host in hosts if all(_succeeds(f"http://{host}{path}") for path in _PROBES)]
+
+    def _leads_to(self, host: str) -> bool:
+        """Whether a Service still sends requests to a node that was ready when it was asked last."""
+        return time.monotonic() - self._stopping.get(host, time.monotonic()) < _SERVICE_LAG_S
+
     @contextmanager
-    def _load(self, picture: bytes, without: str = "") -> Iterator[Counter[str]]:
-        """Clients that ask the nodes' proxies in turn, until the block ends; what they got is counted by status."""
-        hosts = [host for host in self._workers() if host != without]
+    def _load(self) -> Iterator[Counter[str]]:
+        """Clients that ask the ready nodes' proxies in turn, until the block ends; what they got is counted.
+
+        Every status but 200 is counted with the node that gave it and the second in which it did.
+        """
+        picture = Bundle.open(self.shared / "runs" / "clothing" / "best").golden.pictures[0]
+        ready = self._ready()
         counts: Counter[str] = Counter()
-        ended = threading.Event()
+        start, ended = time.monotonic(), threading.Event()
+
+        def probe() -> None:
+            nonlocal ready
+            while not ended.wait(_PROBE_PERIOD_S):
+                ready = self._ready()
 
         def client(number: int) -> None:
             turn = number
             while not ended.is_set():
                 turn += 1
-                url = f"http://{hosts[turn % len(hosts)]}:{_PORT}/predict"
-                status, _ = _ask(url, picture, {"content-type": "image/png"})
-                counts[str(status)] += 1
+                hosts = [host for host in ready if self._leads_to(host)]
+                if not hosts:
+                    counts["no node is ready"] += 1
+                    time.sleep(1)
+                    continue
+                host = hosts[turn % len(hosts)]
+                status, _ = _ask(f"http://{host}:{_PORT}/predict", picture, {"content-type": "image/png"})
+                counts["200" if status == 200 else f"{status} {host} at {time.monotonic() - start:.0f} s"] += 1
 
-        clients = [threading.Thread(target=client, args=(number,)) for number in range(_CLIENTS)]
-        for thread in clients:
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(_CLIENTS)]
+        threads.append(threading.Thread(target=probe))
+        for thread in threads:
             thread.start()
         try:
             yield counts
         finally:
             ended.set()
-            for thread in clients:
+            for thread in threads:
                 thread.join()
 
     def _report(self, step: str, counts: Counter[str]) -> None:
@@ -217,18 +268,27 @@ class Demo:
 
 
 def _ask(
-    url: str, data: bytes | None = None, headers: dict[str, str] | None = None, method: str | None = None
+    url: str,
+    data: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    method: str | None = None,
+    timeout_s: float = 60.0,
 ) -> tuple[int, bytes]:
     """One request without proxies; status 0 where nothing answers."""
     request = urllib.request.Request(url, data, headers or {}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=60) as response:
+        with opener.open(request, timeout=timeout_s) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return 0, b""
+
+
+def _succeeds(url: str) -> bool:
+    status, body = _ask(url, timeout_s=_PROBE_TIMEOUT_S)
+    return status == 200 and b"success" in body
 
 
 def _wait(arrived: Callable[[], bool], what: str) -> None:
@@ -261,7 +321,8 @@ def main(arguments: list[str]) -> int:
                 victim, survivor = demo.prepare()
                 demo.search(victim)
                 other = demo.search_again()
-                demo.upgrade(demo.serve(), other)
+                demo.serve()
+                demo.upgrade(other)
                 demo.drain(survivor)
     except ClusterError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -53,7 +53,7 @@ def isolate() -> None:
     if os.environ.get(_ISOLATED) == "1":
         _join_network()
         return
-    missing = [name for name in ("unshare", "ip", "mount") if shutil.which(name) is None]
+    missing = [name for name in ("unshare", "nsenter", "ip", "mount") if shutil.which(name) is None]
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid():
         command += ["--user", "--map-root-user"]
@@ -109,6 +109,16 @@ class Node:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for whoever started the cluster, who ends it in order.
             )
+
+    @property
+    def pid(self) -> int:
+        """The node's first process, whose network and file system are the node's."""
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has neither ended nor been killed."""
+        return self._process.poll() is None
 
     def check(self) -> None:
         """Raise where the node has ended by itself."""
@@ -210,16 +220,15 @@ class LocalCluster:
     def run(
         self, command: Sequence[str], node: Node | None = None, check: bool = True, timeout_s: float = 900.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a node, the head if none is named, and return what it printed.
+        """Run a command on a node, the head if none is named, with its network and files; return what it printed.
 
         Raises:
             ClusterError: `check`, and it failed.
         """
-        where = (node or self.nodes[0]).name
+        where = str((node or self.nodes[0]).pid)
         done = subprocess.run(
-            ["ip", "netns", "exec", where, *command],
+            ["nsenter", f"--target={where}", "--mount", "--net", "--wd", *command],
             env=self.environment,
-            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -176,6 +176,7 @@ class AppArguments(BaseModel):
     replicas: int | None = None
     max_replicas: int | None = None
     threads: int | None = None
+    start_attempts: int = Field(default=1, ge=1)
     limits: dict[str, Any] = Field(default_factory=dict)
     access: Access = Field(default_factory=Access)
 
@@ -186,7 +187,8 @@ def build(arguments: AppArguments) -> "Application":
     Arguments:
         arguments: `bundle`, a bundle's folder, or `models` with `name`, a model whose live version answers, and how
             to run it; `replicas` and `threads` None for auto, with `max_replicas` as many replicas as are busy,
-            `limits` the fields of a `RequestLimits`.
+            `limits` the fields of a `RequestLimits`; `start_attempts`, how many replicas may fail to start before the
+            first one has, which matters where the folder is another machine's (Serve allows 3 a replica at most).
 
     Raises:
         UsageError: a setting out of range.
@@ -218,7 +220,8 @@ def build(arguments: AppArguments) -> "Application":
     as_deployment = serve.deployment(
         name="Classifier",
         **count,
-        max_constructor_retry_count=1,  # A bundle that does not load will not load the next time either.
+        # One where the folder is this machine's: a bundle that does not load will not load the next time either.
+        max_constructor_retry_count=arguments.start_attempts,
         max_ongoing_requests=limits.max_in_flight + _RAY_HEADROOM,
         max_queued_requests=_RAY_HEADROOM,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=limits.retry_after_s),

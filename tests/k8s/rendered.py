@@ -80,6 +80,8 @@ def _pods(document: Document) -> Iterator[Pod]:
     owner = f"{document['kind']}/{document['metadata']['name']}"
     if document["kind"] in ("Job", "StatefulSet", "Deployment"):
         yield _pod(owner, document["spec"]["template"], {})
+    if document["kind"] == "Pod":
+        yield _pod(owner, document, {})
     if document["kind"] not in ("RayJob", "RayService"):
         return
     if "submitterPodTemplate" in document["spec"]:

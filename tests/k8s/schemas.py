@@ -30,8 +30,16 @@ def _closed_object(required: list[str], **properties: Any) -> dict[str, Any]:
 _STRING = {"type": "string", "minLength": 1}
 _META = _closed_object(["name"], name=_STRING, namespace=_STRING, labels=_LABELS, annotations=_LABELS)
 _RELABELING = _closed_object(["sourceLabels", "targetLabel"], sourceLabels={"type": "array"}, targetLabel=_STRING)
+_AUTHORIZATION = _closed_object(
+    ["credentials"], type=_STRING, credentials=_closed_object(["name", "key"], name=_STRING, key=_STRING)
+)
 _ENDPOINT = _closed_object(
-    ["port"], port=_STRING, interval=_STRING, path=_STRING, relabelings={"type": "array", "items": _RELABELING}
+    ["port"],
+    port=_STRING,
+    interval=_STRING,
+    path=_STRING,
+    relabelings={"type": "array", "items": _RELABELING},
+    authorization=_AUTHORIZATION,
 )
 _ALERT = _closed_object(
     ["alert", "expr", "labels", "annotations"],

@@ -6,12 +6,16 @@ import importlib
 import mmap
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from rayml.cli import rayml as cli
+from rayml.registry import REPLICAS
+from serving.app import AppArguments
 from serving.container import PORT
 from tests.k8s.rendered import (
     K8S,
@@ -32,7 +36,7 @@ from tune_jobs.config import SearchSettings, make_settings
 # Ray's own ports that pods do not declare (KubeRay's constant.go), and the gateway's, which Istio opens.
 UNDECLARED_PORTS = {"search": {8265, 8000, 8080}, "serve": {8265, 8000, 8080}, "gateway": {80}}
 # A secret lies in no file: the documentation makes it.
-SECRETS_BY_HAND = {"rayml-redis": {"password"}}
+SECRETS_BY_HAND = {"rayml-redis": {"password"}, "rayml-api-keys": {"keys", "prometheus"}}
 KUBE_ROOT = "kube-root-ca.crt"  # Kubernetes puts it into every namespace.
 
 
@@ -98,6 +102,9 @@ def missing_volumes(pod: Pod, there: set[tuple[str, str]]) -> list[str]:
         elif "projected" in volume:
             named = [source["configMap"]["name"] for source in volume["projected"]["sources"] if "configMap" in source]
             found += [f"no settings {other}" for other in named if other != KUBE_ROOT]
+        elif "secret" in volume:
+            if volume["secret"]["secretName"] not in SECRETS_BY_HAND:
+                found.append(f"no secret {volume['secret']['secretName']}")
         elif "emptyDir" not in volume:
             found.append(f"volume {name} is of a kind that these manifests do not use")
         elif "sizeLimit" not in volume["emptyDir"]:
@@ -123,7 +130,10 @@ def test_a_volume_that_leads_nowhere_is_caught() -> None:
 def secrets(value: Any) -> set[tuple[str, str]]:
     """(name, key) of every secret that is referred to."""
     if isinstance(value, dict):
-        here = {(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])} if "secretKeyRef" in value else set()
+        named = [value[kind] for kind in ("secretKeyRef", "credentials") if kind in value]
+        here = {(part["name"], part["key"]) for part in named}
+        if "secretName" in value:
+            here |= {(value["secretName"], item["key"]) for item in value["items"]}
         return here.union(*map(secrets, value.values())) if value else here
     return set().union(*map(secrets, value)) if isinstance(value, list) else set()
 
@@ -135,7 +145,8 @@ def test_secrets_are_referred_to_and_made_by_hand() -> None:
     named = secrets(documents("production"))
     assert named == {(name, key) for name, keys in SECRETS_BY_HAND.items() for key in keys}
     for name, key in named:
-        assert re.search(rf"create secret generic {name} .*--from-literal={key}=", documentation)
+        made = re.search(rf"create secret generic {name} (.*)", documentation)
+        assert made and f"--from-literal={key}=" in made[1]
 
 
 def test_a_bucket_by_a_secret(tmp_path: Path, kuberay_crds: Path) -> None:
@@ -183,7 +194,14 @@ def test_selectors_select_something(overlay: str) -> None:
 def test_every_pod_is_one_of_ours(overlay: str) -> None:
     for pod in pods(overlay):
         assert pod.labels["app.kubernetes.io/part-of"] == "rayml", pod.owner
-        assert pod.labels["app.kubernetes.io/component"] in {"search", "serve", "redis", "photos"}, pod.owner
+        assert pod.labels["app.kubernetes.io/component"] in {
+            "search",
+            "promote",
+            "serve",
+            "files",
+            "redis",
+            "photos",
+        }, pod.owner
     for document in documents(overlay):
         assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "rayml", document["metadata"]
         if document["kind"] != "Namespace":
@@ -238,7 +256,8 @@ def known_to_ray(name: str) -> bool:
 
 def test_ray_reads_every_variable() -> None:
     named = variables("production") | variables("local")
-    assert {name for name in named - {"HOME", "REDIS_PASSWORD"} if not known_to_ray(name)} == set()
+    others = {"HOME", "REDIS_PASSWORD", "RUN", "MODELS", "NAME"}  # the last three are of the promoting Job's command
+    assert {name for name in named - others if not known_to_ray(name)} == set()
     assert not known_to_ray("RAY_SERVE_ENABLE_HAPROXI") and not known_to_ray("RAY_no_such_setting")
 
 
@@ -287,8 +306,77 @@ def test_replicas_have_places(overlay: str) -> None:
     (deployment,) = serve_config(overlay)["applications"][0]["deployments"]
     scaling = deployment["autoscaling_config"]
     assert deployment["max_replicas_per_node"] == 1
-    assert 2 <= scaling["min_replicas"] <= group["minReplicas"] <= group["maxReplicas"]
+    # KubeRay's readiness probe asks a worker's own proxy, which Serve starts beside a replica: a worker without one is
+    # never ready, and the budget below counts it as lost.
+    assert 2 <= scaling["min_replicas"] == group["minReplicas"] <= group["maxReplicas"] <= scaling["max_replicas"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and deployment["ray_actor_options"]["num_cpus"]
     budget = one(overlay, "PodDisruptionBudget")["spec"]
     assert set(budget) == {"minAvailable", "selector"} and isinstance(budget["minAvailable"], int)
     assert 1 <= budget["minAvailable"] < group["minReplicas"]  # a node can still be drained
+
+
+def test_production_serves_as_the_base_does() -> None:
+    """Its text replaces the base's: nothing but the number of replicas and the keys is different."""
+    base, production = serve_config("gpu"), serve_config("production")
+    (application,) = production["applications"]
+    keys = application["args"].pop("access")
+    volume = {"name": "api-keys", "mountPath": str(Path(keys["api_key_file"]).parent), "readOnly": True}
+    (worker,) = (pod for pod in pods("production") if pod.owner.endswith(" replicas"))
+    assert volume in worker.spec["containers"][0]["volumeMounts"]
+    for config in (base, production):
+        del config["applications"][0]["deployments"][0]["autoscaling_config"]["min_replicas"]
+        del config["applications"][0]["deployments"][0]["autoscaling_config"]["max_replicas"]
+    assert production == base
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_winner_goes_where_the_service_looks(overlay: str) -> None:
+    container = one(overlay, "Job", "rayml-promote")["spec"]["template"]["spec"]["containers"][0]
+    values = {variable["name"]: variable["value"] for variable in container["env"]}
+    arguments = AppArguments(**serve_config(overlay)["applications"][0]["args"])
+    assert (arguments.models, arguments.name) == (values["MODELS"], values["NAME"])
+    assert Path(values["RUN"]) == search_settings(overlay).out
+    *_, script = container["command"]
+    made, command = script.strip().split(" && exec ")
+    reports = Path(arguments.models or "", arguments.name or "", REPLICAS)
+    assert shlex.split(made) == ["mkdir", "-p", f"$MODELS/$NAME/{REPLICAS}"]
+    program, name, *rest = shlex.split(command)
+    assert program == "rayml" and cli.commands[name].make_context(name, rest).params["name"] == "$NAME"
+    (replica,) = (pod for pod in pods(overlay) if pod.owner.endswith(" replicas"))
+    (mount,) = (m for m in replica.spec["containers"][0]["volumeMounts"] if "subPath" in m)
+    assert Path(mount["mountPath"]) == Path("/shared", mount["subPath"]) == reports
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_object_store_fits_its_memory(overlay: str) -> None:
+    import ray._private.ray_constants as ray_constants
+
+    units = {"Gi": 2**30, "Mi": 2**20}
+    for kind in ("RayJob", "RayService"):
+        cluster = cluster_spec(one(overlay, kind))
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            spec = group["template"]["spec"]
+            (volume,) = (v for v in spec["volumes"] if v["name"] == "memory")
+            given, limit = volume["emptyDir"]["sizeLimit"], spec["containers"][0]["resources"]["limits"]["memory"]
+            share = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+            assert int(limit[:-2]) * units[limit[-2:]] * share <= int(given[:-2]) * units[given[-2:]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_that_ends_answers_until_nobody_asks(overlay: str) -> None:
+    (group,) = cluster_spec(one(overlay, "RayService"))["workerGroupSpecs"]
+    spec = group["template"]["spec"]
+    *_, script = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    first, drain, last = script.split(" && ")
+    waits = [int(re.fullmatch(r"sleep (\d+)", part)[1]) for part in (first.strip(), last.strip())]  # type: ignore[index]
+    (deadline,) = re.findall(r"^ray drain-node .*--deadline-remaining-seconds (\d+)$", drain)
+    assert waits[0] >= 10 and waits[1] >= int(deadline)
+    # What is left is for the drain's own process to start, and for Ray to end.
+    assert sum(waits) + 30 <= spec["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "production"])
+def test_replicas_are_spread_over_nodes_that_take_them(overlay: str) -> None:
+    (group,) = cluster_spec(one(overlay, "RayService"))["workerGroupSpecs"]
+    for constraint in group["template"]["spec"]["topologySpreadConstraints"]:
+        assert constraint["nodeTaintsPolicy"] == "Honor" and constraint["matchLabelKeys"] == ["ray.io/cluster"]

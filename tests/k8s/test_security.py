@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import pytest
 
-from tests.k8s.rendered import OVERLAYS, Pod, cluster_spec, documents, one, pods, selects
+from tests.k8s.rendered import OVERLAYS, ROOT, Pod, cluster_spec, documents, one, pods, selects
 
+OF_POD = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "fsGroup": 1000,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 VOLUMES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 
 
@@ -25,6 +33,8 @@ def weaknesses(pod: Pod) -> list[str]:
         found.append("no seccomp profile")
     if of_pod.get("runAsNonRoot") is not True or not of_pod.get("runAsUser") or not of_pod.get("fsGroup"):
         found.append("root")
+    if of_pod.get("fsGroupChangePolicy") != "OnRootMismatch":
+        found.append("every file of the volume changed at each start")
     for container in spec["containers"]:
         context = container.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
@@ -47,7 +57,7 @@ def weaknesses(pod: Pod) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_hold_little_power(overlay: str) -> None:
     everyone = pods(overlay)
-    assert len(everyone) == {"local": 6, "gpu": 5, "production": 7}[overlay]
+    assert len(everyone) == {"local": 8, "gpu": 7, "production": 9}[overlay]
     assert {pod.owner: found for pod in everyone if (found := weaknesses(pod))} == {}
     (namespace,) = (d for d in documents(overlay) if d["kind"] == "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -59,8 +69,12 @@ def test_pods_hold_little_power(overlay: str) -> None:
         ({"hostNetwork": True}, "host namespaces"),
         ({"automountServiceAccountToken": True}, "a service account's token"),
         ({"volumes": [{"name": "docker", "hostPath": {"path": "/"}}]}, "a volume of the host"),
-        ({"securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1}}, "no seccomp profile"),
-        ({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}, "root"),
+        ({"securityContext": {**OF_POD, "seccompProfile": {}}}, "no seccomp profile"),
+        ({"securityContext": {**OF_POD, "runAsUser": 0}}, "root"),
+        (
+            {"securityContext": {**OF_POD, "fsGroupChangePolicy": "Always"}},
+            "every file of the volume changed at each start",
+        ),
     ],
 )
 def test_a_pod_with_power_is_caught(change: dict[str, Any], found: str) -> None:
@@ -80,7 +94,7 @@ def test_a_pod_with_power_is_caught(change: dict[str, Any], found: str) -> None:
 def test_a_container_with_power_is_caught(key: str, value: Any, found: str) -> None:
     pod = pods("gpu")[0]
     pod.spec["containers"][0][key] = value
-    assert weaknesses(pod) == [f"ray-job-submitter: {found}"]
+    assert weaknesses(pod) == [f"promote: {found}"]
     pod.spec["containers"][0]["securityContext"] = {}
     assert len(weaknesses(pod)) == 4
 
@@ -103,12 +117,14 @@ def test_only_the_autoscaler_holds_the_api_token(overlay: str, kind: str) -> Non
     assert holders == ["autoscaler"]
 
 
-def test_the_service_only_reads_the_volume() -> None:
+def test_the_service_reads_the_volume_and_writes_its_reports() -> None:
     for overlay in OVERLAYS:
         for pod in pods(overlay):
             if pod.owner.startswith("RayService/"):
                 mounts = [m for c in pod.spec["containers"] for m in c["volumeMounts"] if m["name"] == "shared"]
-                assert mounts and all(mount["readOnly"] for mount in mounts)
+                written = [mount["subPath"] for mount in mounts if not mount.get("readOnly")]
+                assert len(mounts) > len(written)
+                assert written == (["models/clothing/replicas"] if pod.owner.endswith(" replicas") else [])
 
 
 def reaches(overlay: str, source: dict[str, str], target: dict[str, str], port: int) -> bool:
@@ -133,6 +149,35 @@ def reaches(overlay: str, source: dict[str, str], target: dict[str, str], port: 
     return allows(source, target, "egress", "to") and allows(target, source, "ingress", "from")
 
 
+def test_the_operator_reaches_what_asks_for_the_token() -> None:
+    (rule,) = one("production", "NetworkPolicy", "operator")["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [8265]
+    (peer,) = rule["from"]
+    documentation = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    namespace = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert f"--namespace {namespace} --create-namespace" in documentation
+
+
+def test_names_are_asked_of_resolvers_alone() -> None:
+    (rule,) = one("gpu", "NetworkPolicy", "dns")["spec"]["egress"]
+    assert {port["port"] for port in rule["ports"]} == {53}
+    blocks = [peer["ipBlock"]["cidr"] for peer in rule["to"] if "ipBlock" in peer]
+    assert blocks and all(ipaddress.ip_network(cidr).num_addresses == 1 for cidr in blocks)  # on the nodes themselves
+
+
+def test_the_autoscaler_reaches_the_ports_of_api_servers() -> None:
+    (rule,) = one("gpu", "NetworkPolicy", "autoscaler")["spec"]["egress"]
+    assert {port["port"] for port in rule["ports"]} == {443, 6443, 8443}
+
+
+def test_not_everybody_reaches_the_gateway() -> None:
+    (rule,) = one("production", "NetworkPolicy", "gateway")["spec"]["ingress"]
+    assert rule["from"] and all(
+        ipaddress.ip_network(peer["ipBlock"]["cidr"]).is_private or peer["ipBlock"]["cidr"] == "100.64.0.0/10"
+        for peer in rule["from"]
+    )
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_who_reaches_whom(overlay: str) -> None:
     by_owner = {pod.owner: pod.labels for pod in pods(overlay)}
@@ -145,6 +190,11 @@ def test_who_reaches_whom(overlay: str) -> None:
     assert not reaches(overlay, replica, head, 8265)  # nor the other way round,
     assert not reaches(overlay, {"app": "stranger"}, replica, 8000)  # and nobody else reaches anything
     assert not reaches(overlay, {"app": "stranger"}, head, 8265)
+    promote = by_owner["Job/rayml-promote"]
+    assert not any(
+        reaches(overlay, promote, labels, 8000) or reaches(overlay, labels, promote, 8000)
+        for labels in by_owner.values()
+    )
     client = {"rayml/client": "true"}
     assert reaches(overlay, client, replica, 8000) and not reaches(overlay, client, replica, 8265)
     if overlay == "production":

@@ -150,6 +150,12 @@ def test_a_serve_config_file_may_build_it(bundle: Path) -> None:
     deployment = application._bound_deployment
     assert deployment.num_replicas == 1
     assert deployment.max_queued_requests > 0
+    assert deployment._deployment_config.max_constructor_retry_count == 1
+
+
+def test_a_first_start_may_be_tried_again(bundle: Path) -> None:
+    application = build(AppArguments(bundle=str(bundle), start_attempts=10))
+    assert application._bound_deployment._deployment_config.max_constructor_retry_count == 10
 
 
 def test_wrong_settings_in_a_config_file() -> None:

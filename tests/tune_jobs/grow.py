@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
         while len(cluster.alive()) != 1:
             cluster.nodes[0].check()
             time.sleep(1)
-        # As a job, which Ray runs on the node itself: a program started beside the node does not see its sockets.
+        # As a job, as KubeRay's submitter does.
         submit = ["ray", "job", "submit", "--address", cluster.dashboard_url, "--", "python", "-m", "tune_jobs.run"]
         done = cluster.run([*submit, str(folder / "tune.yaml")], check=False)
     print(done.returncode, done.stdout + done.stderr, sep="\n")
