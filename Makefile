@@ -43,13 +43,15 @@ format: $(VENV)/.dev ## Let ruff put the code into form
 	$(VENV)/bin/python -m ruff format .
 
 # The first holds everything; the others take their versions from it, so that all of them install the same.
-COMPILE = $(UV) pip compile --no-config --quiet --universal --python-version 3.10 --only-binary :all: \
-	--generate-hashes --no-annotate --no-header --no-emit-index-url pyproject.toml requirements/build.in
+PINS = $(UV) pip compile --no-config --quiet --universal --python-version 3.10 --only-binary :all: \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url
+COMPILE = $(PINS) pyproject.toml requirements/build.in
 lock: ## Renew the pins with uv; LOCK_ARGS=--upgrade for new versions
 	$(COMPILE) $(LOCK_ARGS) --extra dev -o requirements/dev.txt
 	$(COMPILE) --extra all -c requirements/dev.txt -o requirements/all.txt
 	$(COMPILE) --extra serve -c requirements/dev.txt -o requirements/serve.txt
 	$(COMPILE) --extra all --extra cuda -c requirements/dev.txt -o requirements/cuda.txt
+	$(PINS) requirements/vm.in -c requirements/dev.txt -o requirements/vm.txt
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,10 +20,13 @@ import pytest
 from serving import environment
 from tests.k8s.rendered import K8S, ROOT
 from tests.k8s.test_references import is_pinned
+from tests.k8s.test_vms import example
 from tests.serving.tiny_bundle import write_tiny_bundle
 
 DOCKERFILE = K8S / "Dockerfile"
 TARGETS = {"train": "build-train", "serve": "build-serve"}
+# The stages whose steps make an image; `vm` is `train` and more.
+STEPS = {"serve": ("base", "build", "build-serve"), "vm": ("base", "build", "build-train", "build-vm", "vm")}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ def test_both_images_are_pinned_small_and_not_roots() -> None:
         installs = [step.text for step in found[build][1] if "pip" in step.text and step.name == "RUN"]
         assert "--require-hashes --only-binary :all: -r requirements.txt" in installs[0]
         assert "--no-deps --no-build-isolation --no-index" in installs[1]
+
+
+def test_the_image_of_ray_up_is_that_of_a_search_and_more() -> None:
+    found = stages()
+    assert found["build-vm"][0] == "build-train" and found["vm"][0] == "base"
+    named = {step.name: step.text for step in found["vm"][1]}
+    assert named["COPY"] == "--from=build-vm /opt/rayml /opt/rayml" and named["USER"] == "1000:1000"
+    assert named["ENV"] == "HOME=/var/rayml"  # Ray asks the image for it, and takes root's otherwise
+    assert "rsync" in named["RUN"] and "openssh-client" in named["RUN"]
+    assert example()["docker"]["image"].partition(":")[0].endswith("/rayml-vm")
 
 
 def test_what_is_copied_is_there_and_sent() -> None:
@@ -175,21 +188,21 @@ def variables(stage: str, pins: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "pins"), [("serve", "serve"), ("train", "all")])
+@pytest.mark.parametrize(("target", "pins"), [("serve", "serve"), ("vm", "all")])
 def test_the_steps_run_in_a_bare_debian(bare: Path, target: str, pins: str, tmp_path: Path) -> None:
     """Each RUN, with COPY done by hand; then what the image is for, as its user on a read-only file system.
 
-    `train` takes the pins without CUDA: the 3 GB of NVIDIA's libraries are not fetched here.
+    `vm`, and with it `train`, takes the pins without CUDA: the 3 GB of NVIDIA's libraries are not fetched here.
     """
     found = stages()
     (debian,) = re.findall(r"slim-(\w+)$", found["base"][0])
     inside = Chroot(bare / target, debian)
     source = inside.root / "src"
     source.mkdir()
-    for stage in ("base", "build", TARGETS[target]):
+    for stage in STEPS[target]:
         for step in found[stage][1]:
             text = step.text.replace("${PINS}", pins)
-            if step.name == "COPY":
+            if step.name == "COPY" and not text.startswith("--from"):
                 *origins, goal = text.split()
                 for origin in origins:
                     path = source / goal if len(origins) == 1 else source / Path(origin).name
@@ -207,6 +220,9 @@ def test_the_steps_run_in_a_bare_debian(bare: Path, target: str, pins: str, tmp_
     script = f"rayml --help > /dev/null; rayml verify /bundle; python -c '{imports}'; ! touch /opt/rayml/x 2>/dev/null"
     if target == "serve":
         script += "; ! python -c 'import tensorflow' 2>/dev/null; test -x /opt/rayml/haproxy/haproxy"
+    else:  # As `ray up` runs a command in the container.
+        asked = "source ~/.bashrc; ray --version; python -c 'import boto3, tune_jobs.run'; rsync --version; ssh -V"
+        script += f"; HOME=/var/rayml bash --login -c -i {shlex.quote('set -e; ' + asked)}"
     done = inside.run(script, inside_env, read_only=True)
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     megabytes = sum(p.lstat().st_size for p in (inside.root / "opt/rayml").rglob("*")) / 1e6
