@@ -200,13 +200,9 @@ class Demo:
         return _ask(self.cluster.dashboard_url + path, data, headers, method)
 
     def _told(self, host: str) -> int:
-        """How many pictures a node's replica says that it has answered, at whichever of its ports it listens.
-
-        Ray leaves out the last of the ports that it is told.
-        """
-        first, last = (int(self._environment[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
-        pages = [_ask(f"http://{host}:{port}/metrics")[1].decode() for port in range(first, last)]
-        found = re.findall(r'^rayml_requests_total{route="/predict",status="200"} (\S+)$', "".join(pages), re.MULTILINE)
+        """How many pictures a node's replica says that it has answered, at the port that Prometheus asks."""
+        page = _ask(f"http://{host}:{container.METRICS_PORT}/metrics")[1].decode()
+        found = re.findall(r'^rayml_requests_total{route="/predict",status="200"} (\S+)$', page, re.MULTILINE)
         return round(sum(map(float, found)))
 
     def _workers(self) -> list[str]:

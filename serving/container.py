@@ -4,7 +4,8 @@
 
 writes FOLDER/haproxy, which takes HAProxy's place (`serving.haproxy`): statistics and metrics ports closed, limits on
 bodies and headers, refusals in JSON. `RAY_SERVE_HAPROXY_BINARY_PATH` names it in the manifests. It listens on port 8000
-of all interfaces of the pod; who reaches it there is the NetworkPolicy's to say.
+of all interfaces of the pod, and with the figures of the pod's own replica on port 9102; who reaches them there is the
+NetworkPolicy's to say.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from serving import haproxy
 from serving.limits import RequestLimits
 
 PORT = 8000  # of `serveConfigV2`; tests hold them together
+METRICS_PORT = 9102  # of the pod's own replica, for Prometheus
 
 
 def write(folder: Path) -> Path:
@@ -35,6 +37,7 @@ def write(folder: Path) -> Path:
         port=PORT,
         max_body_bytes=limits.max_body_bytes,
         retry_after_s=limits.retry_after_s,
+        metrics_port=METRICS_PORT,
     )
     script = haproxy.install(folder, settings)
     script.chmod(0o755)

@@ -63,6 +63,7 @@ class ProxySettings:
         retry_after_s: what a refused client is asked to wait.
         max_in_flight: predictions that one replica holds at once. What comes beyond the places of all replicas is
             refused here, which takes none of their time; None leaves every refusal to them.
+        metrics_port: where the figures of this machine's own replica can be read, while there is one; None for nowhere.
     """
 
     binary: str
@@ -71,6 +72,7 @@ class ProxySettings:
     max_body_bytes: int
     retry_after_s: int
     max_in_flight: int | None = None
+    metrics_port: int | None = None
 
 
 def install(folder: Path, settings: ProxySettings) -> Path:
@@ -115,8 +117,8 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     config = re.sub(r"\n    errorfile \d+ \S+", "", config)
     pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
     config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
-    bind = f"[{settings.host}]" if ":" in settings.host else settings.host
-    config = _once(r"\n    bind [^:\s]+:\d+\n", f"\n    bind {bind}:{settings.port}\n{_rules(settings)}", config)
+    bind = _bind(settings.host, settings.port)
+    config = _once(r"\n    bind [^:\s]+:\d+\n", f"\n    {bind}\n{_rules(settings)}", config)
     # Before the first deployment Ray's proxy says 404 and repeats the path; the truth is "not yet".
     config = _once(
         r"\n    http-request return status 404 content-type text/plain lf-string .*\n",
@@ -125,7 +127,7 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     )
     rules = _room(settings)
     config = re.sub(r"\nbackend http-\S+\n", lambda found: found[0] + rules, config)
-    return marker + config
+    return marker + config + _metrics(config, settings)
 
 
 def _rules(settings: ProxySettings) -> str:
@@ -163,6 +165,23 @@ def _room(settings: ProxySettings) -> str:
     refusals = _either("http-request", 503, *_RAY_ERRORS[503], settings.retry_after_s, condition=condition)
     lines = [f"http-request set-var(txn.places) nbsrv,mul({places})", *refusals]
     return "".join(f"    {line}\n" for line in lines)
+
+
+def _metrics(config: str, settings: ProxySettings) -> str:
+    """A port for the figures of this machine's replica: behind the other port any replica may answer.
+
+    Ray names servers of this machine by its loopback address, and the fallback of all, a Python proxy, `backup`.
+    """
+    local = re.search(r"\n    server \S+ (127\.0\.0\.1:\d+) (?!.* backup)", config)
+    if settings.metrics_port is None or local is None:
+        return ""
+    bind = _bind(settings.host, settings.metrics_port)
+    only = "http-request deny unless { path /metrics }"
+    return f"\nlisten replica_metrics\n    {bind}\n    {only}\n    server replica {local[1]}\n"
+
+
+def _bind(host: str, port: int) -> str:
+    return f"bind [{host}]:{port}" if ":" in host else f"bind {host}:{port}"
 
 
 def _either(

@@ -11,6 +11,7 @@ from typing import Any
 import promql_parser
 import pytest
 
+from serving.container import METRICS_PORT
 from serving.metrics import Metrics
 from tests.k8s.rendered import documents, one, pods, selects
 
@@ -115,13 +116,10 @@ def test_prometheus_asks_ports_that_the_pods_have() -> None:
         assert reached and {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= names
 
 
-def test_every_replicas_port_is_asked() -> None:
+def test_every_replica_is_asked_where_it_tells() -> None:
     replica = next(pod for pod in pods("production") if pod.owner.endswith(" replicas")).spec["containers"][0]
-    env = {variable["name"]: variable["value"] for variable in replica["env"]}
-    first, last = (int(env[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
-    ports = {port["containerPort"]: port["name"] for port in replica["ports"]}
-    monitor = one("production", "PodMonitor", "rayml-replicas")["spec"]
-    asked = {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]}
-    assert {ports[number] for number in range(first, last)} == asked  # Ray leaves the last port out
+    ports = {port["name"]: port["containerPort"] for port in replica["ports"]}
+    (asked,) = one("production", "PodMonitor", "rayml-replicas")["spec"]["podMetricsEndpoints"]
+    assert ports[asked["port"]] == METRICS_PORT and asked["path"] == "/metrics"
     policy = one("production", "NetworkPolicy", "prometheus")["spec"]["ingress"][0]
-    assert {"protocol": "TCP", "port": first, "endPort": last - 1} in policy["ports"]
+    assert {"protocol": "TCP", "port": METRICS_PORT} in policy["ports"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_the_limit_on_places_is_left_out_where_it_is_not_known(rays_own: str, tm
     limited = haproxy.harden(rays_own, _settings(), tmp_path)
     free = haproxy.harden(rays_own, replace(_settings(), max_in_flight=None), tmp_path)
     assert "nbsrv,mul(5)" in limited and "be_conn" not in free
+
+
+def test_the_figures_of_this_machines_replica_have_a_port(rays_own: str, tmp_path: Path) -> None:
+    """While there is a replica here; another machine's, or Ray's own fallback, does not take its place."""
+    settings = replace(_settings("0.0.0.0"), metrics_port=9102)
+    haproxy.install(tmp_path, settings)
+    path = tmp_path / "hardened.cfg"
+    path.write_text(haproxy.harden(rays_own, settings, tmp_path))
+    check = subprocess.run([settings.binary, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stderr
+    port = path.read_text().partition("\nlisten replica_metrics\n")[2]
+    assert (
+        "bind 0.0.0.0:9102" in port and "server replica 127.0.0.1:20000" in port and "unless { path /metrics }" in port
+    )
+    assert "replica_metrics" not in haproxy.harden(rays_own, _settings(), tmp_path)
+    other = "server other 10.0.0.7:30000 check\n    server fallback 127.0.0.1:8500 check backup"
+    elsewhere = re.sub(r"server replica 127\.0\.0\.1:20000 .*", other, rays_own)
+    assert elsewhere != rays_own and "replica_metrics" not in haproxy.harden(elsewhere, settings, tmp_path)
 
 
 def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:
