@@ -1,8 +1,8 @@
 """What a JPEG, PNG or WebP file says before any pixel is decoded, read from its bytes alone.
 
-`read_header` tells format and size, so that limits hold before memory is taken, and `is_one_pass` whether a JPEG can do
-with little of it. `strip` leaves only what makes pixels, so that no comment, profile, thumbnail, later frame or appended
-file ever reaches the decoder, and refuses files that are cut short. Used by `rayml.images` only.
+`read_header` tells format and size, so that limits hold before memory is taken, and `is_one_pass` whether a JPEG can
+do with little of it. `strip` leaves only what makes pixels, so that no comment, profile, thumbnail, later frame or
+appended file ever reaches the decoder, and refuses files that are cut short. Used by `rayml.images` only.
 """
 
 from __future__ import annotations
