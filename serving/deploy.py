@@ -9,7 +9,7 @@ from typing import Any
 
 from rayml.errors import ServerError
 from rayml.registry import Registry, State
-from serving.replicas import Report, reports
+from serving.replicas import Report, has_ended, reports
 
 # A replica loads a version in seconds; on a machine that is full to the brim it takes longer.
 READY_TIMEOUT_S = 120.0
@@ -126,20 +126,20 @@ def switch(
     """
     assert state.live is not None
     old, version = registry.state(name), state.live
-    replicas = reports(registry, name)
-    if replicas and old.live != version:
-        say(f"{len(replicas)} replica{'s' if len(replicas) > 1 else ''} make version {version} ready ...")
+    known = {replica.replica: replica for replica in reports(registry, name)}
+    if known and old.live != version:
+        say(f"{len(known)} replica{'s' if len(known) > 1 else ''} make version {version} ready ...")
         registry.write_state(name, replace(old, candidate=version))
         try:
-            _await_all(registry, name, version, lambda r: version in r.ready, "ready", timeout_s)
+            _await_all(registry, name, version, known, lambda r: version in r.ready, "ready", timeout_s)
         except BaseException:
             registry.write_state(name, replace(old, candidate=None))
             raise
     registry.write_state(name, state)
-    if not replicas:
+    if not known:
         return 0
     try:
-        return _await_all(registry, name, version, lambda r: r.live == str(version), "live", timeout_s)
+        return _await_all(registry, name, version, known, lambda r: r.live == str(version), "live", timeout_s)
     except ServerError:
         registry.write_state(name, replace(old, candidate=None))
         raise
@@ -149,27 +149,34 @@ def _await_all(
     registry: Registry,
     name: str,
     version: int,
+    known: dict[str, Report],
     arrived: Callable[[Report], bool],
     what: str,
     timeout_s: float,
 ) -> int:
-    """Wait until every living replica has arrived; the number of them."""
+    """Wait until every replica has arrived that has not ended; the number of them.
+
+    One that is silent has not ended: it may go on with another version than the others. `known` has the last word of
+    each, and is kept up to date.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        replicas = reports(registry, name)
-        for replica in replicas:
+        known.update((replica.replica, replica) for replica in reports(registry, name))
+        for ended in [replica for replica in known if has_ended(registry, name, replica)]:
+            del known[ended]
+        for replica in known.values():
             if (reason := replica.failed.get(str(version))) is not None:
                 raise ServerError(
                     f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
                     "nothing has changed for clients; the version stays stored and is not live",
                 )
-        late = [replica for replica in replicas if not arrived(replica)]
+        late = [replica for replica in known.values() if not arrived(replica)]
         if not late:
-            return len(replicas)
+            return len(known)
         if time.monotonic() > deadline:
             raise ServerError(
                 f"version {version} must be {what} in every replica within {timeout_s:g} s. "
-                f"Received: {len(late)} of {len(replicas)} are not that far, such as {late[0].replica}",
+                f"Received: {len(late)} of {len(known)} are not that far, such as {late[0].replica}",
                 "nothing has changed for clients; try again when the machine is less busy",
             )
         time.sleep(_POLL_S)

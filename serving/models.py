@@ -126,13 +126,18 @@ class Models:
         self._shadow: ShadowRun | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rayml-load")
         self._wake, self._stopped = threading.Event(), threading.Event()
-        self._report()
-        state = source.state()
-        if state.live is None:
-            raise UsageError(f"a version of {self.name} must be live. Received: none", "rayml promote RUN MODELS")
-        self._live_version = state.live
-        self._live = self._open(state.live)
         self._follower = threading.Thread(target=self._follow, name="rayml-follow", daemon=True)
+        self._report()
+        try:
+            state = source.state()
+            if state.live is None:
+                raise UsageError(f"a version of {self.name} must be live. Received: none", "rayml promote RUN MODELS")
+            self._live_version = state.live
+            self._live = self._open(state.live)
+        except BaseException:
+            if reporter is not None:
+                reporter.remove()  # Its thread would go on saying that this replica is about to start.
+            raise
 
     def start(self, warm_up: Callable[[ServedModel], None]) -> None:
         """Warm the live version up, then begin to follow what is to be live.
@@ -281,22 +286,26 @@ class Models:
 
     def _step(self) -> None:
         """One look at what should be, and one step towards it."""
-        with self._lock:
-            state = self._source.state()
-            wanted = {state.live, state.candidate} - {None}
-            now = time.monotonic()
-            for number, (since, _) in list(self._failed.items()):
-                if number not in wanted or now - since > _RETRY_S:
-                    del self._failed[number]
-            self._candidate = state.candidate
-            if state.candidate is not None and state.candidate != self._live_version:
-                self._make_ready(state.candidate)
-            if state.live is not None and (state.live != self._live_version) and self._make_ready(state.live):
-                old = self._live
-                self._live, self._live_version = self._others.pop(state.live), state.live
-                self._others[int(old.facts.identity.version)] = old
-            self._set_shadow(state)
-        self._report()
+        try:
+            with self._lock:
+                self._go_on(self._source.state())
+        finally:
+            self._report()
+
+    def _go_on(self, state: State) -> None:
+        wanted = {state.live, state.candidate} - {None}
+        now = time.monotonic()
+        for number, (since, _) in list(self._failed.items()):
+            if number not in wanted or now - since > _RETRY_S:
+                del self._failed[number]
+        self._candidate = state.candidate
+        if state.candidate is not None and state.candidate != self._live_version:
+            self._make_ready(state.candidate)
+        if state.live is not None and (state.live != self._live_version) and self._make_ready(state.live):
+            old = self._live
+            self._live, self._live_version = self._others.pop(state.live), state.live
+            self._others[int(old.facts.identity.version)] = old
+        self._set_shadow(state)
 
     def _make_ready(self, number: int) -> bool:
         if number in self._others:

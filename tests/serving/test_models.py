@@ -18,6 +18,7 @@ import pytest
 from rayml.bundle import Bundle
 from rayml.errors import BundleError, InputError, ServerError, UsageError
 from rayml.registry import Registry, Shadow, State
+from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
 from serving.models import Models, ServedModel
@@ -182,7 +183,8 @@ def test_nothing_is_live(registry: Registry) -> None:
         Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits())
     _set(registry, State(live=5))
     with pytest.raises(BundleError, match="golden"):
-        Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits())
+        Models(RegistrySource(registry, NAME), "auto", 1, RequestLimits(), Reporter(registry, NAME))
+    assert reports(registry, NAME) == []
 
 
 def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
@@ -258,6 +260,57 @@ def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replic
     assert sorted(path.name for path in folder.iterdir()) == sorted([f"{mine[0].replica}.json", "foreign.json"])
 
 
+def test_a_replica_reports_while_it_loads(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "_BEAT_S", 0.1)
+    monkeypatch.setattr(reporting, "_GONE_S", 1.5)
+    models = replica()
+    loading, hold = threading.Event(), threading.Event()
+    load = models._open
+
+    def slowly(number: int) -> ServedModel:
+        loading.set()
+        hold.wait(60)
+        return load(number)
+
+    monkeypatch.setattr(models, "_open", slowly)
+    _set(registry, State(live=1, candidate=2))
+    assert loading.wait(60)
+    time.sleep(2)
+    assert [report.ready for report in reports(registry, NAME)] == [(1,)]
+    hold.set()
+    _until(lambda: reports(registry, NAME)[0].ready == (1, 2))
+
+
+def test_a_step_that_fails_later_is_reported_so_far(registry: Registry, replica: Replica) -> None:
+    replica()
+    state = State(live=2, before=(1,), shadow=Shadow(9, 0.98))  # Nobody has this version.
+    (registry.root / NAME / "live.json").write_bytes(state.to_json())
+    _until(lambda: reports(registry, NAME)[0].live == "2")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_replica_that_is_no_longer_heard_of_has_ended_or_is_waited_for(
+    registry: Registry, replica: Replica, ended: bool
+) -> None:
+    models = replica()
+    other = registry.root / NAME / "replicas" / "elsewhere-1-a.json"
+    report = {"live": models.live.facts.identity.to_dict(), "ready": [1], "failed": {}, "shadow": None}
+    other.write_text(json.dumps(report))
+
+    def vanish(_words: str) -> None:
+        other.unlink() if ended else os.utime(other, (time.time() - 60,) * 2)
+
+    with registry.writing():
+        if ended:
+            assert switch(registry, NAME, registry.state(NAME).with_live(2), vanish) == 1
+        else:
+            with pytest.raises(ServerError, match="Received: 1 of 2 are not that far, such as elsewhere"):
+                switch(registry, NAME, registry.state(NAME).with_live(2), vanish, timeout_s=3.0)
+    assert _version(models) == ("2" if ended else "1")
+
+
 def test_without_a_server_only_the_folder_changes(registry: Registry) -> None:
     with registry.writing():
         assert switch(registry, NAME, registry.state(NAME).with_live(5)) == 0
@@ -275,6 +328,9 @@ def test_a_replica_that_cannot_report_serves_all_the_same(
     assert "cannot report" in caplog.text
     _set(registry, State(live=2, before=(1,)))
     _until(lambda: _version(models) == "2")
+    assert caplog.text.count("cannot report") == 1
+    (registry.root / NAME / "replicas").unlink()  # It tries again.
+    _until(lambda: [report.live for report in reports(registry, NAME)] == ["2"])
 
 
 # --- shadow
