@@ -36,7 +36,8 @@ POLL_S = 0.5
 # Versions in memory beside the live one (and a candidate or a shadow, while there is one): the one before it, so that
 # a rollback takes no time, or one that a request has named. No more than a deployment needs for a moment anyway.
 _OTHERS = 1
-# A version that had to make room is not loaded again at once: a stranger who asks for two in turn keeps no core busy.
+# A version that had to make room, or could not be loaded, is not loaded again at once: a stranger who asks for two in
+# turn, or for a damaged one again and again, keeps no core busy.
 _RELOAD_S = 10.0
 # A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
 _RETRY_S = 30.0
@@ -120,7 +121,7 @@ class Models:
         self._warm_up: Callable[[ServedModel], None] | None = None
         self._lock = threading.RLock()  # What is loaded changes hands under it; loading takes about a second.
         self._others: dict[int, ServedModel] = {}  # Least recently used first.
-        self._loaded_at: dict[int, float] = {}
+        self._opened_at: dict[int, float] = {}  # Whether it could be loaded or not.
         self._failed: dict[int, tuple[float, str]] = {}
         self._candidate: int | None = None
         self._shadow: ShadowRun | None = None
@@ -219,9 +220,9 @@ class Models:
         Raises:
             RaymlError: it waited for a version that does not load.
         """
-        with self._lock:
-            self._source = source
-            if wait:
+        self._source = source  # Without the lock, which is held while a version loads: an event loop may call this.
+        if wait:
+            with self._lock:
                 self._step()
                 wanted = source.state().live
                 if wanted != self._live_version:
@@ -237,6 +238,7 @@ class Models:
             self._follower.join()
         if self._shadow is not None:
             self._shadow.stop()
+            self._shadow.join()
         if self._reporter is not None:
             self._reporter.remove()
 
@@ -248,8 +250,9 @@ class Models:
                     if loaded is not self._live:
                         self._others[number] = loaded  # Used last.
                     return loaded
-            if time.monotonic() - self._loaded_at.get(number, -_RELOAD_S) < _RELOAD_S:
-                raise InputError("That version had to make room; try again.", status=503, code="version_not_loaded")
+            if time.monotonic() - self._opened_at.get(number, -_RELOAD_S) < _RELOAD_S:
+                message = "That version had to make room or cannot be loaded; try again."
+                raise InputError(message, status=503, code="version_not_loaded")
             try:
                 return self._open_other(number)
             except RaymlError as error:
@@ -257,21 +260,24 @@ class Models:
                 raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
 
     def _open(self, number: int) -> ServedModel:
-        bundle = Bundle.open(self._source.path(number))
-        model = ServedModel(self.name, number, bundle, self._engine, self._threads, self._limits, self._precision)
-        if self._warm_up is not None:
-            self._warm_up(model)
-        give_back_memory()
-        self._loaded_at[number] = time.monotonic()
+        try:
+            bundle = Bundle.open(self._source.path(number))
+            model = ServedModel(self.name, number, bundle, self._engine, self._threads, self._limits, self._precision)
+            if self._warm_up is not None:
+                self._warm_up(model)
+        finally:
+            self._opened_at[number] = time.monotonic()
         return model
 
     def _open_other(self, number: int) -> ServedModel:
-        """Load a version after the one least recently used has made room for it."""
+        """Load a version; the one least recently used makes room for it then, not for one that does not load."""
+        opened = self._open(number)
         kept = [n for n in self._others if n == self._candidate]
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
-        self._others[number] = self._open(number)
-        return self._others[number]
+        self._others[number] = opened
+        give_back_memory()
+        return opened
 
     def _follow(self) -> None:
         while not self._stopped.is_set():
@@ -325,7 +331,7 @@ class Models:
         wanted = None if state.shadow is None or state.shadow.version == state.live else state.shadow.version
         pair = (self._live_version, wanted)
         if self._shadow is not None and self._shadow.pair != pair:
-            self._shadow.stop()
+            self._shadow.stop()  # It may still be loading, at its leisure: nobody waits for that here.
             self._shadow = None
         if self._shadow is None and wanted is not None:
             path = self._source.path(wanted)

@@ -93,10 +93,13 @@ class ShadowRun:
         return {**found, "live_ms": _quantiles(live), "shadow_ms": _quantiles(shadow), "error": self._error}
 
     def stop(self) -> None:
-        """End the thread; what waits is forgotten."""
+        """Let the thread end; what waits is forgotten. Returns at once."""
         self._stopped.set()
         with contextlib.suppress(queue.Full):  # Then it has no need to be woken.
             self._queue.put_nowait(None)
+
+    def join(self) -> None:
+        """Wait until the thread has ended; where it was loading, that may take long."""
         self._thread.join()
 
     def _run(self) -> None:

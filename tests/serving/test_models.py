@@ -145,6 +145,29 @@ def test_versions_are_loaded_when_they_are_asked_for(replica: Replica) -> None:
     assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
 
 
+def test_a_version_that_does_not_load_is_not_verified_for_every_request_and_takes_nobody_s_place(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = replica()
+    opened: list[int] = []
+    load = models._open
+
+    def counted(number: int) -> ServedModel:
+        opened.append(number)
+        return load(number)
+
+    monkeypatch.setattr(models, "_open", counted)
+    (registry.path(NAME, 3) / "bundle.json").write_bytes(b"{}")
+    asyncio.run(models.get(NAME, "2"))
+    for _ in range(3):
+        for number in ("3", "5"):
+            with pytest.raises(InputError) as caught:
+                asyncio.run(models.get(NAME, number))
+            assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+    assert opened == [2, 3, 5]
+    assert [facts.identity.version for facts in models.versions(NAME)] == ["1", "2"]
+
+
 @pytest.mark.parametrize("version", ["0", "6", "01", "-1", "1.0", "", "latest", "../1", "٢", "9" * 100, "2\n"])
 def test_versions_that_are_not(replica: Replica, version: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -199,6 +222,27 @@ def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
     assert _version(models) == "3"
     models.follow(RegistrySource(registry, NAME))
     _until(lambda: _version(models) == "2")
+
+
+def test_another_place_to_follow_is_taken_while_a_version_loads(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    loading, hold = threading.Event(), threading.Event()
+    load = models._open
+
+    def slowly(number: int) -> ServedModel:
+        loading.set()
+        hold.wait(60)
+        return load(number)
+
+    models._open = slowly  # type: ignore[method-assign]
+    _set(registry, State(live=2, before=(1,)))
+    assert loading.wait(60)
+    asking = threading.Thread(target=models.follow, args=(RegistrySource(registry, NAME, pinned=3),))
+    asking.start()  # As an event loop does, on which every request waits meanwhile.
+    asking.join(10)
+    assert not asking.is_alive()
+    hold.set()
+    _until(lambda: _version(models) == "3")
 
 
 # --- deploy: ready everywhere, then live everywhere, or neither
@@ -393,6 +437,21 @@ def test_a_shadow_that_does_not_load_says_why(registry: Registry, replica: Repli
     with pytest.raises(ServerError, match=r"Received: 0 \(.*golden logits"):
         check_shadow(registry, NAME, registry.state(NAME), 5)
     assert _version(models) == "1"
+
+
+def test_a_shadow_that_still_loads_keeps_no_version_waiting(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    hold = threading.Event()
+    models._load_shadow = lambda *_: hold.wait(60)  # type: ignore[method-assign, assignment]
+    _set(registry, State(live=1, shadow=Shadow(3, 0.98)))
+    _until(lambda: models._shadow is not None)
+    shadow = models._shadow
+    assert shadow is not None
+    with registry.writing():
+        assert switch(registry, NAME, State(live=2, before=(1,)), timeout_s=30.0) == 1
+    assert _version(models) == "2" and shadow._thread.is_alive()
+    hold.set()
+    shadow.join()
 
 
 def test_a_shadow_never_keeps_an_answer_waiting(registry: Registry, replica: Replica) -> None:
