@@ -122,7 +122,8 @@ def switch(
         How many replicas answer with it now; 0 where no server runs.
 
     Raises:
-        ServerError: a replica cannot have it, or does not say so in time; the old version goes on everywhere.
+        ServerError: a replica cannot have it, or does not say so in time; the old version is live as before. In the
+            second step replicas may have answered with the new one meanwhile, which the hint says.
     """
     assert state.live is not None
     old, version = registry.state(name), state.live
@@ -131,15 +132,20 @@ def switch(
         say(f"{len(known)} replica{'s' if len(known) > 1 else ''} make version {version} ready ...")
         registry.write_state(name, replace(old, candidate=version))
         try:
-            _await_all(registry, name, version, known, lambda r: version in r.ready, "ready", timeout_s)
+            hint = "nothing has changed for clients; the version stays stored and is not live"
+            _await_all(registry, name, version, known, lambda r: version in r.ready, "ready", hint, timeout_s)
         except BaseException:
             registry.write_state(name, replace(old, candidate=None))
             raise
     registry.write_state(name, state)
     if not known:
         return 0
+    hint = "nothing has changed for clients"
+    if old.live != version:
+        again = "no version" if old.live is None else f"version {old.live}"
+        hint = f"the replicas that were that far have answered with it meanwhile; {again} is live again"
     try:
-        return _await_all(registry, name, version, known, lambda r: r.live == str(version), "live", timeout_s)
+        return _await_all(registry, name, version, known, lambda r: r.live == str(version), "live", hint, timeout_s)
     except ServerError:
         registry.write_state(name, replace(old, candidate=None))
         raise
@@ -152,6 +158,7 @@ def _await_all(
     known: dict[str, Report],
     arrived: Callable[[Report], bool],
     what: str,
+    hint: str,
     timeout_s: float,
 ) -> int:
     """Wait until every replica has arrived that has not ended; the number of them.
@@ -168,7 +175,7 @@ def _await_all(
             if (reason := replica.failed.get(str(version))) is not None:
                 raise ServerError(
                     f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
-                    "nothing has changed for clients; the version stays stored and is not live",
+                    hint,
                 )
         late = [replica for replica in known.values() if not arrived(replica)]
         if not late:
@@ -177,6 +184,6 @@ def _await_all(
             raise ServerError(
                 f"version {version} must be {what} in every replica within {timeout_s:g} s. "
                 f"Received: {len(late)} of {len(known)} are not that far, such as {late[0].replica}",
-                "nothing has changed for clients; try again when the machine is less busy",
+                f"{hint}; try again when the machine is less busy",
             )
         time.sleep(_POLL_S)

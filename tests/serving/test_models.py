@@ -284,9 +284,24 @@ def test_a_replica_that_says_nothing(registry: Registry, replica: Replica) -> No
     models = replica()
     silent = {"live": models.live.facts.identity.to_dict(), "ready": [1], "failed": {}, "shadow": None}
     (registry.root / NAME / "replicas" / "elsewhere-1-a.json").write_text(json.dumps(silent))
-    with pytest.raises(ServerError, match="Received: 1 of 2 are not that far, such as elsewhere"), registry.writing():
+    with (
+        pytest.raises(ServerError, match="Received: 1 of 2 are not that far, such as elsewhere") as caught,
+        registry.writing(),
+    ):
         switch(registry, NAME, registry.state(NAME).with_live(2), timeout_s=3.0)
     assert (_version(models), registry.state(NAME)) == ("1", State(live=1))
+    assert caught.value.hint.startswith("nothing has changed for clients")
+
+
+def test_a_replica_that_never_changes_to_what_it_made_ready(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    stuck = {"live": models.live.facts.identity.to_dict(), "ready": [1, 2], "failed": {}, "shadow": None}
+    (registry.root / NAME / "replicas" / "elsewhere-1-a.json").write_text(json.dumps(stuck))
+    with pytest.raises(ServerError, match="must be live in every replica") as caught, registry.writing():
+        switch(registry, NAME, registry.state(NAME).with_live(2), timeout_s=3.0)
+    assert "have answered with it meanwhile; version 1 is live again" in caught.value.hint
+    assert registry.state(NAME) == State(live=1)
+    _until(lambda: _version(models) == "1")
 
 
 def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replica) -> None:
