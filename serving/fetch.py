@@ -3,7 +3,8 @@
 A URL from a stranger is a request that this machine makes for them (server-side request forgery, OWASP): so the name is
 resolved once, every address that it has must be a public one, and the connection goes to that very address, with the
 name kept for Host and TLS. Redirects are checked like the first URL. No proxy, password file or cookie is used, since
-nothing here reads any. One deadline covers name, connection, redirects and body; one limit covers all bytes received.
+nothing here reads any. One deadline covers connection, redirects and body, and `serving.service` waits no longer for a
+name to be looked up either; one limit covers all bytes received.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Fetcher:
 
         Arguments:
             url: as a stranger sent it.
-            deadline: on `time.monotonic`'s clock, for everything together.
+            deadline: on `time.monotonic`'s clock, for everything together; looking a name up may take longer, since
+                getaddrinfo(3) has none.
 
         Raises:
             InputError: 422 refused, or the origin does not have it; 413 too large; 504 too slow.
@@ -88,7 +90,7 @@ class Fetcher:
                     return found
                 target = self._check(found, after=target)
         except TimeoutError:
-            raise InputError("The URL's host must answer faster.", status=504, code="url_too_slow") from None
+            raise too_slow() from None
         except (OSError, http.client.HTTPException, ValueError):
             # What went wrong with a connection is not told: it would say what lies behind an address.
             raise _unavailable("its host did not answer as HTTP asks") from None
@@ -223,6 +225,11 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
+
+
+def too_slow() -> InputError:
+    """The refusal of a URL whose picture is not there in time."""
+    return InputError("The URL's host must answer faster.", status=504, code="url_too_slow")
 
 
 def _refused(message: str) -> InputError:

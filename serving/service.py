@@ -25,7 +25,7 @@ from rayml import images
 from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving import routes
-from serving.fetch import Fetcher
+from serving.fetch import Fetcher, too_slow
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
@@ -297,7 +297,8 @@ class Service:
         """The pictures, those elsewhere fetched.
 
         Raises:
-            InputError: 400 for more addresses than a request may name, 503 while too many are being fetched.
+            InputError: 400 for more addresses than a request may name, 503 while too many are being fetched, 504 when
+                one is not there in time.
         """
         count = sum(isinstance(source, Address) for source in sources)
         if count > self._limits.max_fetches:
@@ -308,7 +309,12 @@ class Service:
         until = min(deadline, time.monotonic() + self._limits.fetch_deadline_s)
         fetches = {i: self._fetch(s.url, until) for i, s in enumerate(sources) if isinstance(s, Address)}
         # Shielded: a fetch that has begun goes on until its thread is free, whoever still waits for it.
-        fetched = dict(zip(fetches, await asyncio.gather(*map(asyncio.shield, fetches.values())), strict=True))
+        all_fetched = asyncio.gather(*map(asyncio.shield, fetches.values()))
+        try:  # A thread that looks up a name knows no deadline.
+            contents = await asyncio.wait_for(all_fetched, self._limits.fetch_deadline_s)
+        except asyncio.TimeoutError:
+            raise too_slow() from None
+        fetched = dict(zip(fetches, contents, strict=True))
         pictures: list[bytes | NDArray[np.uint8]] = []
         for i, source in enumerate(sources):
             pictures.append(check_picture(fetched[i], self._limits) if isinstance(source, Address) else source)

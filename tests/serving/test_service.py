@@ -251,6 +251,19 @@ def test_a_fetch_that_nobody_waits_for_keeps_its_place_until_its_thread_is_free(
     asyncio.run(crowd())
 
 
+def test_an_origin_whose_name_is_never_looked_up_is_too_slow(model: ServedModel) -> None:
+    go = threading.Event()
+    service = _service(model, lambda: RED if go.wait(30) else b"", fetch_deadline_s=0.2)
+    crowd = (_call("/lesson", {"url": URL}), _call("/predict/batch", {"images": [{"url": URL}, _base64(RED)]}))
+
+    async def ask() -> list[Answer]:
+        answers = await asyncio.gather(*map(service.answer, crowd))
+        go.set()
+        return answers
+
+    assert [(answer.status, _code(answer)) for answer in asyncio.run(ask())] == [(504, "url_too_slow")] * 2
+
+
 def test_a_request_names_no_more_urls_than_are_fetched_at_once(model: ServedModel) -> None:
     (answer,) = _ask(_service(model, max_fetches=2), _call("/predict/batch", {"images": [{"url": URL}] * 3}))
     assert (answer.status, _code(answer)) == (400, "too_many_urls")
