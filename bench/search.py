@@ -96,10 +96,11 @@ def step_bare(folder: Path, cells: int) -> dict[str, float]:
     start = time.monotonic()
     import tensorflow as tf
 
+    from rayml.cores import usable_cores
     from rayml.training import HeadTrainer
     from tune_jobs import grid as listed
 
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
     vectors = data(folder)
     tf.constant(0)
     imported = time.monotonic()

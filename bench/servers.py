@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayml.bundle import Bundle
-from serving.config import usable_cores
+from rayml.cores import usable_cores
 from serving.processes import descendants
 
 HERE = Path(__file__).resolve().parent

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import machine, versions
 
 from rayml.bundle import Bundle
+from rayml.cores import usable_cores
 from serving.client import Client
-from serving.config import ServeSettings, usable_cores
+from serving.config import ServeSettings
 from serving.processes import descendants
 
 _POLL_S = 0.02

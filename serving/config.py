@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 
+from rayml.cores import usable_cores
 from rayml.engines import PRECISIONS
 from rayml.errors import UsageError
 from serving.addresses import check_host_pattern
@@ -15,13 +15,6 @@ from serving.limits import RequestLimits
 ENGINES = ("auto", "openvino", "onnxruntime")
 _MAX_REPLICAS = 64
 _MAX_THREADS = 256
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on, which in a container or under `taskset` are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

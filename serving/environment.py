@@ -12,8 +12,9 @@ import socket
 import sys
 from pathlib import Path
 
+from rayml.cores import usable_cores
 from serving import haproxy
-from serving.config import ServeSettings, usable_cores
+from serving.config import ServeSettings
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 # The replicas' HTTP ports: a block of its own for each run, below the ephemeral ports (32768) and above those that

@@ -46,11 +46,12 @@ from typing import IO
 
 import rayml.errors
 from rayml.bundle import Bundle
+from rayml.cores import usable_cores
 from rayml.errors import RaymlError, ServerError, UsageError
 from rayml.registry import Registry, State
 from serving import environment, processes
 from serving.client import Client
-from serving.config import ServeSettings, usable_cores
+from serving.config import ServeSettings
 from serving.keys import read_keys
 from serving.log import LogReader
 from serving.servers import noted

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rayml.check.findings import Finding
+from rayml.cores import usable_cores
 from rayml.errors import DataError, InputError
 from rayml.folders import sha256_of
 from rayml.formats import ImageHeader, strip
@@ -72,7 +73,7 @@ def look_at_all(root: Path, paths: Sequence[str], advance: Advance) -> Iterator[
         paths: relative to it.
         advance: told of each.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         waiting = iter(paths)
         while chunk := list(islice(waiting, _IN_FLIGHT)):
             for seen in pool.map(lambda path: look(root, path), chunk):

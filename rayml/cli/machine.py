@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from rayml.cores import usable_cores
 from rayml.errors import RaymlError
 
 _GIB = 2**30
@@ -116,18 +117,7 @@ def _bytecode() -> Check:
 
 
 def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    detail = f"{usable} usable of {os.cpu_count()}"
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[0]) < usable * int(quota[1]):
-        share = int(quota[0]) / int(quota[1])
-        return Check(
-            "cores",
-            "warning",
-            f"{detail}, but {share:.3g} by this container's quota",
-            f"Threads would wait for each other: --threads {max(1, int(share))}",
-        )
-    return Check("cores", "ok", detail)
+    return Check("cores", "ok", f"{usable_cores()} usable of {os.cpu_count()}")
 
 
 def _memory() -> Check:

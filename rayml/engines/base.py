@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import os
 import sys
 from abc import ABC, abstractmethod
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayml.cores import usable_cores
 from rayml.errors import UsageError
 
 # Pictures that go through a Keras model at once: beyond it nothing gets faster, and memory grows.
@@ -106,13 +106,13 @@ def give_back_memory() -> None:
 
 
 def usable_threads(threads: int | None) -> int:
-    """The number of threads asked for, or as many as this process may use processors.
+    """The number of threads asked for, or as many as this process may use cores.
 
     Raises:
         UsageError: below 1.
     """
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_cores()
     if threads < 1:
         raise UsageError(f"threads must be at least 1. Received: threads={threads}")
     return threads

@@ -122,12 +122,13 @@ def test_packages_that_each_process_compiles_anew(
 
 
 def test_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"cpu.max": "50000 100000\n", "memory.max": f"{2**30}\n", "memory.current": f"{2**29}\n"}
+    files = {"memory.max": f"{2**30}\n", "memory.current": f"{2**29}\n"}
     monkeypatch.setattr(machine, "_cgroup", files.__getitem__)
-    assert machine._cores().detail.endswith("but 0.5 by this container's quota")
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    assert machine._cores().detail == f"1 usable of {os.cpu_count()}"
     assert (machine._memory().status, machine._memory().detail) == ("warning", "0.5 GiB free of 1.0 GiB")
-    monkeypatch.setattr(machine, "_cgroup", {"cpu.max": "max 100000\n", "memory.max": "max\n"}.__getitem__)
-    assert machine._cores().status == "ok"
+    monkeypatch.setattr(machine, "_cgroup", {"memory.max": "max\n"}.__getitem__)
+    assert not machine._memory().detail.endswith(" of 1.0 GiB")
 
 
 @pytest.mark.parametrize(

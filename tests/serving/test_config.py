@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rayml.cores import usable_cores
 from rayml.errors import UsageError
-from serving.config import ServeSettings, usable_cores
+from serving.config import ServeSettings
 from serving.limits import RequestLimits
 
 
