@@ -16,6 +16,8 @@ from typing import Literal
 from rayml.bundle_json import MAX_NAME_CHARACTERS
 from rayml.errors import DataError
 
+# What ext4 puts into the root of a new volume, for root alone.
+LOST_AND_FOUND = "lost+found"
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 _READ_BYTES = 2**20  # Hashing in pieces of 1 MiB keeps memory flat for files of any size.
@@ -84,7 +86,7 @@ def kind(path: Path) -> Kind:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted by name; hidden files and folders (.DS_Store, __MACOSX) are left out.
+    """What lies in a folder, sorted by name; hidden files and folders (.DS_Store, __MACOSX, lost+found) are left out.
 
     Raises:
         DataError: the folder cannot be read.
@@ -116,7 +118,7 @@ def shown(names: Iterable[str]) -> str:
 
 
 def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return path.name.startswith(".") or path.name in ("__MACOSX", LOST_AND_FOUND)
 
 
 def is_photo(path: Path) -> bool:

@@ -47,8 +47,7 @@ class State:
         if version == self.live:
             return replace(self, candidate=None)
         before = tuple(v for v in self.before if v != version) + (() if self.live is None else (self.live,))
-        shadow = None if self.shadow is not None and self.shadow.version == version else self.shadow
-        return State(version, before, None, shadow)
+        return State(version, before, None, self._shadow_beside(version))
 
     def rolled_back(self) -> State:
         """The state before the last promotion.
@@ -59,7 +58,11 @@ class State:
         if not self.before:
             received = "none" if self.live is None else f"only version {self.live}"
             raise UsageError(f"an older version must have been live. Received: {received}")
-        return State(self.before[-1], self.before[:-1], None, self.shadow)
+        return State(self.before[-1], self.before[:-1], None, self._shadow_beside(self.before[-1]))
+
+    def _shadow_beside(self, live: int) -> Shadow | None:
+        """The shadow, unless it is live now: a version is not compared with itself."""
+        return None if self.shadow is not None and self.shadow.version == live else self.shadow
 
     def to_json(self) -> bytes:
         """live.json's bytes."""

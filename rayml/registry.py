@@ -25,6 +25,7 @@ from pathlib import Path
 from rayml.bundle import Bundle, sync_folder, write_durably
 from rayml.bundle_json import GOLDEN, NAME_PATTERN, RECORD
 from rayml.errors import BundleError, RegistryError, UsageError
+from rayml.folders import LOST_AND_FOUND
 from rayml.live_json import MEND, STATE, Shadow, State
 
 __all__ = ["REPLICAS", "STATE", "Registry", "Shadow", "State", "find_bundle"]
@@ -53,8 +54,10 @@ class Registry:
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether `path` is a folder that holds models rather than a bundle."""
-        return path.is_dir() and not os.path.lexists(path / RECORD) and any(path.glob(f"*/{STATE}"))
+        """Whether `path` is a folder that holds models, live or only stored, rather than a bundle."""
+        if not path.is_dir() or os.path.lexists(path / RECORD):
+            return False
+        return any(path.glob(f"*/{STATE}")) or any(path.glob(f"*/[1-9]*/{RECORD}"))
 
     def names(self) -> tuple[str, ...]:
         """The models, by name.
@@ -66,7 +69,7 @@ class Registry:
         if os.path.lexists(self.root / RECORD):
             raise RegistryError(f"{self.root} must hold models. Received: one bundle", "rayml promote BUNDLE MODELS")
         for entry in self._entries(self.root):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == LOST_AND_FOUND:
                 continue  # The lock, and what desktops and file systems leave behind.
             if (
                 NAME_PATTERN.fullmatch(entry.name) is None

@@ -83,7 +83,7 @@ def set_shadow(registry: Registry, name: str, version: int | None, floor: float)
     """Try a version on live traffic, or none; returns what to say.
 
     Raises:
-        UsageError: it is live.
+        UsageError: it is live, or none is.
     """
     from rayml.registry import Shadow
 
@@ -91,6 +91,8 @@ def set_shadow(registry: Registry, name: str, version: int | None, floor: float)
         verified(registry.path(name, version))
     with registry.writing(say_waiting):
         state = registry.state(name)
+        if version is not None and state.live is None:
+            raise UsageError(f"a version of {name} must be live. Received: none", "rayml promote RUN MODELS")
         if version is not None and version == state.live:
             raise UsageError(f"a version that is not live was expected. Received: {version}, which is")
         shadow = None if version is None else Shadow(version, floor)

@@ -92,7 +92,8 @@ def models(models: Path, as_json: bool) -> None:
                 click.echo(f" {mark} {version['version']:>4}  damaged: {version['error']}")
                 continue
             accuracy = version["accuracy"]
-            score = "" if accuracy is None else f"  validation accuracy {accuracy:.4f}"
+            # A bundle's metrics may be any JSON.
+            score = f"  validation accuracy {accuracy:.4f}" if isinstance(accuracy, int | float) else ""
             click.echo(f" {mark} {version['version']:>4}  {version['created']}  {version['bundle'][:12]}{score}")
         if model["shadow"] is not None:
             click.echo(_shadow_words(model["shadow"]))

@@ -109,6 +109,27 @@ def test_a_version_that_is_only_stored(run: Any, tmp_path: Path, bundles: list[P
     assert_refused(run("deploy", models, "--shadow", "7"), 2, "must have a version 7")
 
 
+def test_models_of_which_none_is_live_yet(
+    run: Any, tmp_path: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    models = tmp_path / "models"
+    assert run("promote", bundles[0], models, "--keep-live").returncode == 0
+    hint = "rayml promote RUN MODELS"
+    for command in (["deploy", models], ["deploy", models, "--shadow", "1"], ["serve", models]):
+        assert_refused(run(*command), 2, "a version of primaries must be live. Received: none", hint)
+    assert_refused(
+        run("deploy", models, "--version", "1"), 1, "must run on this machine. Received: none", "rayml serve"
+    )
+
+
+def test_a_score_that_is_no_number(run: Any, tmp_path: Path) -> None:
+    bundle, models = write_tiny_bundle(tmp_path / "b", metrics={"accuracy": "0.9"}), tmp_path / "models"
+    run("promote", bundle, models)
+    done = run("models", models)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith(Bundle.open(bundle).digest[:12]), done
+
+
 def test_deploy_without_a_server(
     run: Any, tmp_path: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

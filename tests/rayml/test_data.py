@@ -89,6 +89,7 @@ def test_what_is_not_used_is_listed(tmp_path: Path) -> None:
 
 def test_hidden_files_are_passed_over_in_silence(tmp_path: Path) -> None:
     hidden = [".DS_Store", "train/.DS_Store", "train/hat/._a.jpg", "train/.cache/x.jpg", "train/__MACOSX/hat/._a.jpg"]
+    hidden += ["lost+found/x.jpg", "train/lost+found/x.jpg"]  # What ext4 puts into a new volume.
     manifest = scan(put(two_folders(tmp_path), *hidden))
     assert manifest.ignored == ()
     assert len(manifest.photos) == 5

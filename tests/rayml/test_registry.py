@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ def test_a_shadow_ends_when_it_is_live() -> None:
     assert state.with_live(3).shadow == Shadow(2, 0.9)
     assert state.with_live(2) == State(2, (1,))
     assert state.with_live(1) == state
+    back = State(2, (1,), None, Shadow(1, 0.9))
+    assert back.rolled_back() == State(1)
+    assert replace(back, shadow=Shadow(3, 0.9)).rolled_back() == State(1, (), None, Shadow(3, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,7 @@ def test_a_file_is_no_folder_of_models(tmp_path: Path) -> None:
 def test_the_system_s_files_do_no_harm(tmp_path: Path, bundles: list[Bundle]) -> None:
     _promote(Registry(tmp_path), bundles[0])
     (tmp_path / ".DS_Store").touch()
+    (tmp_path / "lost+found").mkdir()  # A new ext4 volume has it.
     assert Registry(tmp_path).names() == ("primaries",)
 
 

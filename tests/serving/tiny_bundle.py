@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +30,13 @@ def picture(label: str, width_px: int = 40, height_px: int = 30) -> bytes:
 
 
 def write_tiny_bundle(
-    path: Path, golden_factor: float = 1.0, *, temperature: float = 1.0, name: str = "primaries", wrong: bool = False
+    path: Path,
+    golden_factor: float = 1.0,
+    *,
+    temperature: float = 1.0,
+    name: str = "primaries",
+    wrong: bool = False,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the bundle to `path`, which must not exist, and return it.
 
@@ -37,6 +45,7 @@ def write_tiny_bundle(
         temperature: another one makes another bundle, with the same labels.
         name: the model's.
         wrong: a model that takes red for blue and blue for red.
+        metrics: what it says that it scored; nothing by default.
     """
     backbone = helper.make_graph(
         [
@@ -74,7 +83,7 @@ def write_tiny_bundle(
         weights_sha256="0" * 64,
         dropout=0.0,
         training=Training(learning_rate=0.01, epochs=1, seed=1, data_digest="0" * 64, mode="features"),
-        metrics={},
+        metrics=metrics or {},
         temperature=temperature,
         model=attach_head(model.SerializeToString(), head),
         head=head,
