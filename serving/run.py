@@ -177,10 +177,14 @@ class Server:
             import ray
             from ray import serve
 
+            from serving.app import APP_NAME
+
             # Ray prints on standard output that actors die, which is the purpose here.
             with contextlib.redirect_stdout(io.StringIO()):
                 with contextlib.suppress(Exception):  # Whatever Ray cannot end by itself is ended below.
                     if ray.is_initialized():
+                        # First the replicas, which answer what they hold: `shutdown` ends the proxy at the same time.
+                        serve.delete(APP_NAME)
                         serve.shutdown()  # type: ignore[no-untyped-call]
                 with contextlib.suppress(Exception):
                     ray.shutdown()
