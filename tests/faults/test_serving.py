@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
-import time
-from contextlib import ExitStack
-from pathlib import Path
-
 import pytest
 
-from serving.config import ServeSettings
-from serving.environment import free_port
-from serving.run import running
 from tests.faults import config_file, deploy_under_load, kill_replica, overload
-from tests.serving.live import read_response
-from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -49,22 +37,3 @@ def test_a_config_file_changes_the_version_and_not_the_replicas() -> None:
     # The third is not reproduced here: it never answers, and the second goes on.
     assert figures["versions_live"] == [["1"], ["1", "2"], ["1", "2"]], figures
     assert figures["failed"] == 0, figures
-
-
-def test_a_request_on_its_way_is_answered_before_the_end(tmp_path: Path) -> None:
-    bundle, body = write_tiny_bundle(tmp_path / "b"), picture("green")
-    settings = ServeSettings(port=free_port(), threads=1)
-    with ExitStack() as stack:
-        stack.enter_context(running(bundle, settings))
-        connection = socket.create_connection((settings.host, settings.port), timeout=60)
-        head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: image/png\r\ncontent-length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body[:10])
-        time.sleep(1)
-        ending = threading.Thread(target=stack.close)
-        ending.start()
-        time.sleep(1)
-        connection.sendall(body[10:])
-        status, _, answer = read_response(connection)
-        connection.close()
-        ending.join()
-    assert (status, json.loads(answer)["label"]) == (200, "green")

@@ -28,7 +28,7 @@ from serving.client import Client
 from serving.config import ServeSettings
 from serving.processes import descendants
 from serving.run import Server, running
-from tests.serving.live import LIMITS, Live, live
+from tests.serving.live import LIMITS, Live, live, read_response
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
 __all__ = ["live"]
@@ -302,7 +302,15 @@ def test_a_whole_life(tmp_path: Path, short_folder: Path) -> None:
         _no_tensorflow({process.pid, *tree})
         _listens_on_loopback({process.pid, *tree}, started.settings.port)
         _private_files(short_folder)
-        os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C does: every process of the terminal's group gets it.
+        with socket.create_connection((started.settings.host, started.settings.port), timeout=60) as on_its_way:
+            head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: {len(PICTURE)}\r\ncontent-type: image/png"
+            on_its_way.sendall(f"{head}\r\n\r\n".encode() + PICTURE[:10])
+            time.sleep(1)
+            os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C does: every process of the terminal's group gets it.
+            time.sleep(1)
+            on_its_way.sendall(PICTURE[10:])
+            status, _, body = read_response(on_its_way)
+            assert (status, json.loads(body)["label"]) == (200, "green")
         output, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
