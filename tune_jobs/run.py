@@ -1,5 +1,6 @@
 """One search from photos to a bundle: `python -m tune_jobs.run CONFIG.yaml`; `rayml tune` is the same with options.
 
+With `--or-resume` it goes on with RUN where an earlier attempt has left it, for a job that is started again by itself.
 CONFIG.yaml holds the fields of `tune_jobs.config.SearchSettings`; see tune_jobs/configs/ for examples. The built-in
 sample with `backbone: tiny` takes about a minute on two cores.
 """
@@ -57,6 +58,7 @@ from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
+_OR_RESUME = "--or-resume"
 
 
 @dataclass(frozen=True)
@@ -457,11 +459,15 @@ def describe(manifest: Manifest) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the search of a settings file and print its summary as one JSON object; exit codes as of `rayml`."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("Usage: python -m tune_jobs.run CONFIG.yaml", file=sys.stderr)
+    files = [argument for argument in arguments if argument != _OR_RESUME]
+    if len(files) != 1 or files[0].startswith("-"):
+        print(f"Usage: python -m tune_jobs.run CONFIG.yaml [{_OR_RESUME}]", file=sys.stderr)
         return UsageError.exit_code
     try:
-        settings = make_settings(with_stored(read_settings(Path(arguments[0]))), arguments[0])
+        values = read_settings(Path(files[0]))
+        if _OR_RESUME in arguments and "out" in values and Path(str(values["out"])).exists():
+            values["resume"] = True
+        settings = make_settings(with_stored(values), files[0])
         print(json.dumps(run_tune(settings, Progress()).to_json()))
     except RaymlError as error:
         print(f"Error: {error.message}", error.hint, sep="\n", file=sys.stderr)

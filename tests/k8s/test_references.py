@@ -275,7 +275,8 @@ def test_the_job_reads_the_mounted_settings(overlay: str) -> None:
 def search_settings(overlay: str) -> SearchSettings:
     """What the job's entry point would read; raises for an unknown or wrong setting."""
     job, config = one(overlay, "RayJob"), one(overlay, "ConfigMap", "rayml-tune")
-    command, option, module, path = job["spec"]["entrypoint"].split()
+    command, option, module, path, attempts = job["spec"]["entrypoint"].split()
+    assert attempts == "--or-resume" and job["spec"]["backoffLimit"] > 0  # Another attempt goes on with the run.
     assert (command, option, module) == ("python", "-m", "tune_jobs.run") and importlib.import_module(module).main
     head = next(pod for pod in pods(overlay) if pod.owner == "RayJob/rayml-tune head").spec
     (mount,) = (m for m in head["containers"][0]["volumeMounts"] if m["name"] == "config")

@@ -314,7 +314,11 @@ def test_what_cannot_be_resumed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
-    folder: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     killed = tmp_path / "killed"
 
@@ -329,9 +333,20 @@ def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
     assert not (tmp_path / "run").exists()
     assert read_run(killed).status == "searching" and "settings" in write_report(killed).read_text()
 
+    shutil.copytree(killed, tmp_path / "attempt")
     given = {"data": folder / "photos", "cache": folder / "cache", "out": killed, "resume": True}
     done = run_tune(make_settings(with_stored(given), "options"), QUIET)
     assert [(trial.size_inner, trial.learning_rate, trial.epochs) for trial in done.trials] == [(4, 0.05, 1)]
+
+    # A job that is started again by itself does the same, and finds nothing to do where the first attempt had finished.
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**{name: str(given[name]) for name in ("data", "cache")}, "out": "attempt"}))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        capsys.readouterr()
+        assert main([str(path), "--or-resume"]) == 0
+        (trial,) = json.loads(capsys.readouterr().out)["trials"]
+        assert (trial["size_inner"], trial["learning_rate"], trial["epochs"]) == (4, 0.05, 1)
     record = json.loads((killed / "run.json").read_text())
     assert (record["status"], record["data"]["unreadable"]) == ("finished", {})
 
@@ -410,17 +425,14 @@ def test_as_a_cluster_job(folder: Path, summary: RunSummary, tmp_path: Path) -> 
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values))
-    done = subprocess.run(
-        [sys.executable, "-m", "tune_jobs.run", str(path)], capture_output=True, text=True, check=False, timeout=300
-    )
+    job = [sys.executable, "-m", "tune_jobs.run", str(path)]
+    done = subprocess.run([*job, "--or-resume"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["computed"], answer["cached"], len(answer["trials"])) == (0, 180, 1)
     assert Bundle.open(tmp_path / "run" / "best").record.backbone_name == "tiny"
 
-    again = subprocess.run(
-        [sys.executable, "-m", "tune_jobs.run", str(path)], capture_output=True, text=True, check=False, timeout=60
-    )
+    again = subprocess.run(job, capture_output=True, text=True, check=False, timeout=60)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.splitlines()[0].startswith("Error: --out must be a new folder")
     assert len(again.stderr.splitlines()) == 2
@@ -456,10 +468,10 @@ def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["keras_backend"] == "jax"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["--or-resume"], ["a", "--resume"]])
 def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml"
+    assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml [--or-resume]"
 
 
 @pytest.mark.parametrize(
