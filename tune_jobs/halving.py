@@ -5,7 +5,8 @@ rung is decided when every trial in it has arrived (or failed): the best 1/reduc
 Equal accuracies are told apart by the loss, then by the place in the grid.
 
 A trial that has to wait makes room where another wants its processor: Ray pauses it and gives its process to the other.
-Where none does, it keeps its process, since a new one would have to import TensorFlow and compile again.
+Where none does, it keeps its process, since a new one would have to import TensorFlow and compile again; it makes room
+later where one of the others loses its own.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ class Halving(Scheduler):
             self._waiting.discard(number)
             tune_controller.stop_trial(trials[number])
         pending = sorted(number for number, trial in trials.items() if trial.status == Trial.PENDING)
+        if pending and self._waiting:
+            # It lost its process, with a machine perhaps, when all others were there and had kept theirs.
+            number = max(self._waiting)
+            self._waiting.discard(number)
+            tune_controller.pause_trial(trials[number])
         return self.kinds.first((trials[number] for number in pending), trials.values())
 
     def _others_want_room(self, tune_controller: Any) -> bool:

@@ -39,6 +39,9 @@ class Controller:
     def stop_trial(self, stopped: Any) -> None:
         stopped.status = "TERMINATED"
 
+    def pause_trial(self, paused: Any) -> None:
+        paused.status = "PAUSED"
+
     def _schedule_trial_train(self, resumed: Any) -> None:
         self.resumed.append(int(resumed.config["cell"]["trial"]))
 
@@ -275,6 +278,22 @@ def test_a_rung_is_decided_when_all_are_there(ledger: Ledger) -> None:
     assert play.controller.statuses() == "TERMINATED RUNNING TERMINATED TERMINATED"
     assert play.report(1, 8, 0.1) == STOP
     assert len(ledger.decisions) == 7
+
+
+def test_who_waits_with_a_process_makes_room_for_one_that_has_lost_its_own(ledger: Ledger) -> None:
+    play = Play(ledger, 4)
+    for number in (0, 1):
+        assert play.report(number, 2, 0.5) == PAUSE
+    for number in (2, 3):
+        play.controller.trials[number].status = "RUNNING"
+    assert play.report(2, 2, 0.7) == NOOP
+    assert play.choose() is None
+    play.controller.trials[3].status = "PENDING"  # Its machine is gone, and there is no other.
+    assert play.choose() == 3
+    assert play.controller.statuses() == "PAUSED PAUSED PAUSED PENDING"
+    assert play.report(3, 2, 0.6) == CONTINUE
+    assert play.choose() == 2
+    assert play.controller.statuses() == "PAUSED PAUSED PENDING RUNNING"
 
 
 def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
