@@ -415,6 +415,11 @@ def _search(job: _Job, data: TrainingData | PixelData, before_head: Network | No
 def _write_best(job: _Job, backbone: FrozenBackbone, won: Winner, said: list[str]) -> None:
     for damage in won.damaged:
         job.progress.say(f"{damage}: the one before it holds the winner's best epoch too")
+    if abs(won.val_accuracy - won.trial.val_accuracy) > 1e-9:
+        job.progress.say(
+            f"the bundle scores {won.val_accuracy:.6f} where the table says {won.trial.val_accuracy:.6f}: the two best "
+            "classes of a picture are equal but for rounding"
+        )
     seal(job.run, job.settings, job.manifest, backbone, won)
     said.append(
         f"trial {won.trial.trial_id}, size_inner {won.trial.size_inner}, learning rate "

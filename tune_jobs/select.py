@@ -31,6 +31,7 @@ class Winner:
         trial: its line in trials.csv.
         head: the weights after the best epoch.
         validation_logits: what they give on the validation pictures, float32 (M, C).
+        val_accuracy: theirs; not the trial's where rounding decides between the two best classes of a picture.
         temperature: fitted to those logits.
         damaged: what is wrong with newer checkpoints than the one that the weights are from.
     """
@@ -38,6 +39,7 @@ class Winner:
     trial: TrialRow
     head: HeadWeights
     validation_logits: NDArray[np.float32]
+    val_accuracy: float
     temperature: float
     damaged: tuple[str, ...] = ()
 
@@ -103,7 +105,7 @@ def prove(
             f"pictures. Received: {scored} after epoch {best.epoch}",
             "No bundle was written. Please report this with the run's folder.",
         )
-    return Winner(trial, best.weights, logits, fit_temperature(logits, labels), damaged)
+    return Winner(trial, best.weights, logits, scored[0], fit_temperature(logits, labels), damaged)
 
 
 def _ties(logits: NDArray[np.float32], rounding: float) -> int:

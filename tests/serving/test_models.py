@@ -223,8 +223,8 @@ def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
     _until(lambda: _version(models) == "2")
 
 
-def test_another_place_to_follow_is_taken_while_a_version_loads(registry: Registry, replica: Replica) -> None:
-    models = replica()
+def _loads_slowly(models: Models) -> tuple[threading.Event, threading.Event]:
+    """What is set when a version begins to load, and what lets it be loaded."""
     loading, hold = threading.Event(), threading.Event()
     load = models._open
 
@@ -234,6 +234,12 @@ def test_another_place_to_follow_is_taken_while_a_version_loads(registry: Regist
         return load(number)
 
     models._open = slowly  # type: ignore[method-assign]
+    return loading, hold
+
+
+def test_another_place_to_follow_is_taken_while_a_version_loads(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    loading, hold = _loads_slowly(models)
     _set(registry, State(live=2, before=(1,)))
     assert loading.wait(60)
     asking = threading.Thread(target=models.follow, args=(RegistrySource(registry, NAME, pinned=3),))
@@ -324,15 +330,7 @@ def test_a_replica_reports_while_it_loads(
     monkeypatch.setattr(reporting, "_BEAT_S", 0.1)
     monkeypatch.setattr(reporting, "_GONE_S", 1.5)
     models = replica()
-    loading, hold = threading.Event(), threading.Event()
-    load = models._open
-
-    def slowly(number: int) -> ServedModel:
-        loading.set()
-        hold.wait(60)
-        return load(number)
-
-    monkeypatch.setattr(models, "_open", slowly)
+    loading, hold = _loads_slowly(models)
     _set(registry, State(live=1, candidate=2))
     assert loading.wait(60)
     time.sleep(2)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rayml.features import FeatureBank
 from rayml.frozen import frozen_folder, load_frozen
 from rayml.predictions import Predictions
 from rayml.predictor import Predictor
+from rayml.progress import Progress
 from rayml.report import write_report
 from rayml.report.run import read_run
 from rayml.sample import CLASSES, write_sample
@@ -32,6 +34,7 @@ from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
 from tune_jobs.runfolder import locked, with_stored, write_record
+from tune_jobs.select import Winner, select
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +352,25 @@ def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
         assert (trial["size_inner"], trial["learning_rate"], trial["epochs"]) == (4, 0.05, 1)
     record = json.loads((killed / "run.json").read_text())
     assert (record["status"], record["data"]["unreadable"]) == ("finished", {})
+
+
+def test_a_score_that_rounding_decides_is_said(
+    folder: Path,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def tied(*arguments: Any) -> Winner:
+        won = select(*arguments)
+        table = replace(won.trial, val_accuracy=won.trial.val_accuracy - 1 / 60)
+        return replace(won, trial=table)
+
+    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 1, "grace_period": 1}
+    for function, said in ((select, 0), (tied, 1)):
+        monkeypatch.setattr("tune_jobs.run.select", function)
+        run_tune(one_at_a_time(folder, out=tmp_path / f"run-{said}", **small), Progress())
+        assert capsys.readouterr().err.count("are equal but for rounding") == said
 
 
 def test_a_plan_writes_nothing(summary: RunSummary, folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_large_confusion_is_left_out(tmp_path: Path, classes: int) -> None:
         preprocessing=made.preprocessing,
     )
     row = TrialRow("00000", small.INNER, 0.05, 0.0, "finished", 2, 1, 1.0, 0.1, 1.0)
-    won = Winner(row, head, np.eye(classes, dtype=np.float32), 1.0)
+    won = Winner(row, head, np.eye(classes, dtype=np.float32), 1.0, 1.0)
     (tmp_path / "photos").mkdir()
     manifest = Manifest(tmp_path / "photos", names, photos, ())
     seal(tmp_path, settings(tmp_path), manifest, cast(FrozenBackbone, backbone), won)

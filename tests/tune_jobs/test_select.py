@@ -93,7 +93,9 @@ def test_another_order_of_adding_may_break_a_tie_the_other_way(result: SearchRes
         return dataclasses.replace(trial, val_accuracy=more, val_loss=cross_entropy(logits, labels))
 
     off = one_more_right(best.weights.logits(features))
-    assert prove(off, best, features, labels, ()).trial is off
+    proved = prove(off, best, features, labels, ())
+    assert proved.trial is off
+    assert proved.val_accuracy == accuracy(proved.validation_logits, labels) < off.val_accuracy
     # Further apart than rounding takes one head on the same features, nearer than two engines are.
     features[row] = high + np.float32(3e-4) * (data.validation_features[row] - high)
     apart = best.weights.logits(features)
