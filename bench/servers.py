@@ -97,20 +97,25 @@ class Bare:
 
 
 @contextmanager
-def bare_side(folder: Path, photos: list[bytes], work: Path, surroundings: dict[str, str]) -> Iterator[Bare]:
-    """The bare model in a process of its own, warm.
+def bare_side(
+    script: str, folder: Path, photos: list[bytes], work: Path, surroundings: dict[str, str]
+) -> Iterator[Bare]:
+    """A loop without a server in a process of its own, warm.
 
     Arguments:
+        script: `bare.py` or `bare_rayml.py`.
         folder: the `bin` folder of its environment.
         photos: JPEG files.
         work: a folder for files.
         surroundings: see `surroundings_of`.
     """
-    where = work / "photos"
+    where = work / f"{script}-photos"
     where.mkdir()
     for number, photo in enumerate(photos):
         (where / f"{number:03}.jpg").write_bytes(photo)
-    command = [str(folder / "python"), "bare.py", str(where)]
+    command = [str(folder / "python"), script, str(where)]
+    if script == "bare_rayml.py":
+        surroundings = surroundings | {"PYTHONPATH": str(HERE.parent)}
     with subprocess.Popen(
         command, cwd=HERE / "rivals", env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -20,7 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
 NAMES = {
-    "bare": "the bare model in a loop, no server",
+    "bare": "the bare model in a loop, no server: OpenVINO, Pillow",
+    "bare_rayml": "rayml's own predictor in a loop, no server",
     "rayml": "**rayml serve**",
     "fastapi": "FastAPI, OpenVINO",
     "flask": "Flask and gunicorn, OpenVINO",

@@ -495,7 +495,7 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
             "p99 at 32, ms",
             "processor ms a request at 8",
         ],
-        ["the bare model in a loop, no server", "1,234", "1,234", "1,234", "1", "432", "12"],
+        ["the bare model in a loop, no server: OpenVINO, Pillow", "1,234", "1,234", "1,234", "1", "432", "12"],
         ["**rayml serve**", "78", "78", "78", "0.06 (0.05 to 0.07)", "432", "12"],
         ["Flask and gunicorn, Keras `predict`", "18", "18", "18", "0.01 (0.01 to 0.02)", "432", "12"],
     ]

@@ -24,7 +24,7 @@ from rayml.report.facts import MAX_MATRIX_CLASSES
 from tune_jobs.config import SearchSettings
 from tune_jobs.select import Winner
 
-REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "jax", "keras", "numpy", "onnx", "openvino", "pillow")
+REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "jax", "keras", "numpy", "onnx", "openvino", "pillow", "simplejpeg")
 
 
 def seal(run: Path, settings: SearchSettings, manifest: Manifest, backbone: FrozenBackbone, won: Winner) -> None:

@@ -5,11 +5,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Protocol
 
-from common import OpenVINO
+
+class Model(Protocol):
+    """What answers."""
+
+    def probabilities(self, data: bytes) -> object:
+        """A picture's probabilities."""
 
 
-def measure(model: OpenVINO, photos: list[bytes], seconds: float, workers: int) -> dict[str, float]:
+def measure(model: Model, photos: list[bytes], seconds: float, workers: int) -> dict[str, float]:
     """Classify for some seconds on so many threads."""
     until = time.perf_counter() + seconds
     found: list[float] = []
@@ -38,10 +44,9 @@ def measure(model: OpenVINO, photos: list[bytes], seconds: float, workers: int) 
     }
 
 
-def main() -> None:
-    """Load, then answer orders until standard input ends."""
+def answer_orders(model: Model) -> None:
+    """Measure until standard input ends."""
     photos = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
-    model = OpenVINO()
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -49,4 +54,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from common import OpenVINO
+
+    answer_orders(OpenVINO())

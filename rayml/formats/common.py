@@ -23,11 +23,13 @@ class ImageHeader:
         format: "JPEG", "PNG" or "WEBP".
         width: in pixels, at least 1.
         height: in pixels, at least 1.
+        components: of a JPEG's frame: 1 for grey, 3 for colours, 4 for inks; 0 for other formats.
     """
 
     format: str
     width: int
     height: int
+    components: int = 0
 
     @property
     def peak_bytes(self) -> int:

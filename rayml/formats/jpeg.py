@@ -43,12 +43,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise unreadable("a JPEG file that is cut short")
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the frame header."""
+def frame(data: bytes) -> tuple[int, int, int]:
+    """Width and height in pixels and the number of components, from the frame header."""
     for marker, start, end in _segments(data):
-        if marker in _FRAMES and end - start >= 9:
-            height, width = struct.unpack_from(">HH", data, start + 5)
-            return width, height
+        if marker in _FRAMES and end - start >= 10:
+            height, width, components = struct.unpack_from(">HHB", data, start + 5)
+            return width, height, components
         if marker in (_SCAN, _END):
             break
     raise unreadable("a JPEG file without a picture")

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
 
+from rayml import images
 from rayml.errors import InputError, UsageError
 from rayml.images import (
     DEFAULT_LIMITS,
@@ -33,6 +38,13 @@ def row(data: bytes, width: int) -> list[list[int]]:
     return [[int(value) for value in pixel] for pixel in load_pixels(data, width)[0]]
 
 
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture that looks the same at any size."""
+    rows, columns = np.linspace(0, 3, height)[:, None], np.linspace(0, 3, width)[None, :]
+    channels = [128 + 100 * np.sin(rows + phase) * np.cos(columns * phase) for phase in (0.5, 1.0, 1.5)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
 def test_result_is_contiguous_uint8_rgb() -> None:
     for image_format in ("JPEG", "PNG", "WEBP"):
         pixels = load_pixels(encoded(noisy(50, 20), image_format), 33)
@@ -43,7 +55,7 @@ def test_result_is_contiguous_uint8_rgb() -> None:
 
 
 def test_preprocessing_names_itself() -> None:
-    assert preprocessing_id(150) == "decode(draft)|exif|rgb(white)|resize(150,150,bilinear)"
+    assert preprocessing_id(150) == "decode(eighths)|exif|rgb(white)|resize(150,150,bilinear)"
 
 
 def test_default_limits() -> None:
@@ -75,20 +87,53 @@ def test_small_jpeg_is_pillows_bilinear_resize() -> None:
     assert np.array_equal(load_pixels(data, 150), expected)
 
 
-@pytest.mark.parametrize(("width", "reduced"), [(299, 299), (300, 150), (599, 300), (600, 150), (1200, 150)])
-def test_large_jpeg_is_decoded_at_least_at_the_wanted_size(width: int, reduced: int) -> None:
-    data = encoded(noisy(width, width), "JPEG")
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("width", "reduced"), [(300, 150), (600, 150), (1200, 150)])
+def test_halves_of_a_jpeg_are_pillows(mode: str, width: int, reduced: int) -> None:
+    data = encoded(noisy(width, width).convert(mode), "JPEG")
     drafted = Image.open(io.BytesIO(data))
-    drafted.draft("RGB", (150, 150))
+    drafted.draft(mode, (150, 150))
     assert drafted.size == (reduced, reduced)
-    expected = np.asarray(drafted.resize((150, 150), Image.Resampling.BILINEAR))
-    assert np.array_equal(load_pixels(data, 150), expected)
+    expected = drafted.convert("RGB").resize((150, 150), Image.Resampling.BILINEAR)
+    assert np.array_equal(load_pixels(data, 150), np.asarray(expected))
 
 
-def test_draft_stays_close_to_the_whole_decode() -> None:
-    data = encoded(noisy(1200, 900), "JPEG", quality=90)
-    whole = np.asarray(Image.open(io.BytesIO(data)).resize((150, 150), Image.Resampling.BILINEAR))
-    assert np.abs(load_pixels(data, 150).astype(int) - whole).mean() < 2
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("eighths", range(1, 9))
+def test_jpeg_is_decoded_at_the_fewest_eighths_of_the_wanted_size(
+    mode: str, eighths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def decode_jpeg(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(*arguments, **options)
+        shapes.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(images, "simplejpeg", SimpleNamespace(decode_jpeg=decode_jpeg))
+    data = encoded(smooth(800, 1000).convert(mode), "JPEG", quality=95)
+    wanted = 100 * eighths
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((wanted, wanted), Image.Resampling.BILINEAR))
+    assert np.abs(load_pixels(data, wanted).astype(int) - whole).max() <= 3
+    load_pixels(data, wanted - 99)
+    assert shapes == [(125 * eighths, wanted, 3)] * 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (60, 500), (500, 60), (99, 3000)])
+def test_jpeg_of_less_than_the_wanted_size_is_decoded_whole(size: tuple[int, int]) -> None:
+    data = encoded(noisy(*size), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).resize((100, 100), Image.Resampling.BILINEAR))
+    assert np.array_equal(load_pixels(data, 100), expected)
+
+
+def test_slips_of_a_jpeg_are_passed_over_as_pillow_does() -> None:
+    data = bytearray(encoded(noisy(64, 64), "JPEG"))
+    middle = data.index(b"\xff\xda") + 400
+    data[middle : middle + 6] = b"\x12\x34\x56\x78\x9a\xbc"
+    with pytest.raises(ValueError, match="Corrupt"):
+        simplejpeg.decode_jpeg(bytes(data), "RGB")
+    expected = np.asarray(Image.open(io.BytesIO(data)).resize((60, 60), Image.Resampling.BILINEAR))
+    assert np.array_equal(load_pixels(bytes(data), 60), expected)
 
 
 # What each mode means
@@ -299,7 +344,7 @@ def test_exif_agrees_with_pillow() -> None:
     block[0x010E] = "a description before the orientation"
     data = encoded(noisy(30, 20), "JPEG", exif=block)
     turned = encoded(Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_270), "PNG")
-    assert np.array_equal(load_pixels(data, 16), load_pixels(turned, 16))
+    assert np.array_equal(load_pixels(data, 20), load_pixels(turned, 20))
 
 
 def test_profiles_and_texts_change_nothing() -> None:
@@ -320,11 +365,11 @@ def test_profiles_and_texts_change_nothing() -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_header(image_format: str, options: dict[str, object]) -> None:
     data = encoded(noisy(300, 7), image_format, **options)
-    assert check_header(data) == ImageHeader(image_format, 300, 7)
+    assert check_header(data) == ImageHeader(image_format, 300, 7, components=3 if image_format == "JPEG" else 0)
 
 
 def test_header_is_the_stored_size() -> None:
-    assert check_header(with_exif(encoded(noisy(8, 4), "JPEG"), exif(6))) == ImageHeader("JPEG", 8, 4)
+    assert check_header(with_exif(encoded(noisy(8, 4), "JPEG"), exif(6))) == ImageHeader("JPEG", 8, 4, components=3)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
