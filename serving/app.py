@@ -1,8 +1,8 @@
 """The service: one Ray Serve deployment that takes HTTP requests and answers them with a bundle's model.
 
 Decoding and inference run in the deployment itself, each picture alone: a second deployment behind an ingress costs a
-hop for each request (51 against 103 requests/s were measured), and with one inference stream a thread there is nothing
-that batching would gain on a CPU. Use it from a Serve config file as
+hop for each request (51 against 103 requests/s were measured), and with one inference stream a thread batching gains
+little on a CPU (`rayml.engines.base`). Use it from a Serve config file as
 
     applications:
       - name: rayml
