@@ -13,6 +13,7 @@ from pathlib import Path
 from rayml.archive import ArchiveLimits
 from rayml.errors import DataError
 
+CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 COMMIT = "11961516512414bf9f6c150a832cfd21b54a6b54"
 URL = f"https://codeload.github.com/alexeygrigorev/clothing-dataset-small/zip/{COMMIT}"
 LICENCE = "CC0 1.0"

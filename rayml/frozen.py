@@ -172,9 +172,10 @@ def freeze_tuned(spec: BackboneSpec, tuned: Mapping[int, NDArray[np.float32]], f
 
 def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: Path) -> FrozenBackbone:
     from rayml.backbones import feature_model
+    from rayml.clothing import CLASSES
     from rayml.engines import load_engine
     from rayml.export import to_onnx
-    from rayml.sample import CLASSES, draw
+    from rayml.sample import draw
 
     model = feature_model(spec, base)
     pictures: dict[str, bytes] = {}

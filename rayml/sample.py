@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from rayml.clothing import CLASSES
 from rayml.errors import RaymlError, UsageError
 from rayml.garments import CLOTH, GARMENTS, NOTHING, Pen, Point, Shape
 from rayml.new_folder import drafted, is_new
 
-CLASSES = ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt")
 SAMPLE_SEED = 1
 SEEDS_PER_SPLIT = 2**20  # Pictures that a class can have in a split before its seeds reach the next split's.
 SAMPLE_SEEDS_END = 2**40  # `write_sample` uses seeds below this; scripts/train_tiny.py uses only seeds from here on.

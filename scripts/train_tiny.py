@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rayml import tiny
-from rayml.sample import CLASSES, SAMPLE_SEEDS_END, draw
+from rayml.clothing import CLASSES
+from rayml.sample import SAMPLE_SEEDS_END, draw
 
 ASSET = Path(tiny.__file__).parent / "assets" / "tiny.npz"
 # Drawings of seeds SAMPLE_SEEDS_END + 0, 1, 2, ... are for training; `write_sample` and tests stay below that.

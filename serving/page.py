@@ -10,7 +10,7 @@ import functools
 import io
 from importlib import resources
 
-from rayml.sample import CLASSES, draw, sample_seed
+from rayml.clothing import CLASSES
 from serving.limits import RequestLimits
 from serving.protocols.base import Answer, ModelFacts, dump
 
@@ -52,6 +52,8 @@ def static(path: str) -> Answer:
 @functools.cache
 def example(path: str) -> Answer:
     """One of `EXAMPLES`: drawn when it is first asked for, which takes some 50 ms."""
+    from rayml.sample import draw, sample_seed  # And with it what Pillow needs for drawing, 2 MB.
+
     encoded = io.BytesIO()
     draw(EXAMPLES[path], sample_seed(_EXAMPLE_SEED, "train", 0), _EXAMPLE_PX).save(encoded, "JPEG", quality=_QUALITY)
     return Answer(encoded.getvalue(), 200, HEADERS, "image/jpeg")

@@ -18,7 +18,8 @@ from PIL import Image
 
 from rayml import cli
 from rayml.bundle import write_bundle
-from rayml.sample import CLASSES, draw, write_sample
+from rayml.clothing import CLASSES
+from rayml.sample import draw, write_sample
 from tests.rayml import small
 from tests.rayml.report import made
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import BackboneSpec, backbone_spec, build_base, preprocess_input
-from rayml.sample import CLASSES, draw
+from rayml.clothing import CLASSES
+from rayml.sample import draw
 
 
 def enliven(base: Any, name: str) -> None:

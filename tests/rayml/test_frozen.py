@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rayml.backbones import backbone_spec, build_base, feature_model, file_sha256
+from rayml.clothing import CLASSES
 from rayml.engines import load_engine
 from rayml.errors import RaymlError
 from rayml.frozen import (
@@ -25,7 +26,6 @@ from rayml.frozen import (
     share_frozen,
 )
 from rayml.images import load_pixels, preprocessing_id
-from rayml.sample import CLASSES
 
 SPEC = backbone_spec("tiny")
 

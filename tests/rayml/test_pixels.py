@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayml.clothing import CLASSES
 from rayml.data import UnreadablePictures, scan
 from rayml.errors import DataError, RaymlError
 from rayml.images import load_pixels
 from rayml.pixels import GatheredPixels, PixelRecipe, gather_pixels
-from rayml.sample import CLASSES, write_sample
+from rayml.sample import write_sample
 
 SIZE = 32
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from rayml import sample
+from rayml.clothing import CLASSES
 from rayml.errors import RaymlError, UsageError
-from rayml.sample import CLASSES, draw, sample_seed, write_sample
+from rayml.sample import draw, sample_seed, write_sample
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 

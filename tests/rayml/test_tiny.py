@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rayml import tiny
+from rayml.clothing import CLASSES
 from rayml.errors import UsageError, WeightsError
-from rayml.sample import CLASSES, SAMPLE_SEED, SAMPLE_SEEDS_END, draw, sample_seed
+from rayml.sample import SAMPLE_SEED, SAMPLE_SEEDS_END, draw, sample_seed
 from rayml.tiny import TINY_FEATURES, TINY_IMAGE_SIZE_PX, TINY_STRIDE, build_tiny
 from scripts.train_tiny import FRESH_PER_CLASS, FRESH_SEEDS_START, TRAINING_SEEDS_START, folded
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rayml.bundle import Bundle
-from rayml.sample import CLASSES
+from rayml.clothing import CLASSES
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits

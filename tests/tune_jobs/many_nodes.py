@@ -22,13 +22,14 @@ from ray.cluster_utils import Cluster
 
 import tune_jobs.features
 from rayml.backbones import backbone_spec
+from rayml.clothing import CLASSES
 from rayml.data import scan_labelled
 from rayml.engines import load_engine
 from rayml.features import FeatureBank
 from rayml.frozen import load_frozen
 from rayml.images import load_pixels
 from rayml.progress import Progress
-from rayml.sample import CLASSES, draw
+from rayml.sample import draw
 from tune_jobs.cluster import ray_cluster
 from tune_jobs.feature_worker import Done, FeatureWorker
 

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from rayml.backbones import backbone_spec
+from rayml.clothing import CLASSES
 from rayml.data import Manifest, Photo, scan_labelled
 from rayml.engines import load_engine
 from rayml.errors import DataError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
 from rayml.images import load_pixels
-from rayml.sample import CLASSES, draw
+from rayml.sample import draw
 from tests.conftest import ROOT
 from tests.tune_jobs.small import QUIET, nodes
 from tune_jobs.cluster import Node

@@ -19,6 +19,7 @@ import yaml
 
 from rayml.backbones import backbone_spec
 from rayml.bundle import Bundle
+from rayml.clothing import CLASSES
 from rayml.data import scan
 from rayml.errors import DataError, RaymlError, SearchError, UsageError
 from rayml.evaluation import evaluate, scores
@@ -29,7 +30,7 @@ from rayml.predictor import Predictor
 from rayml.progress import Progress
 from rayml.report import write_report
 from rayml.report.run import read_run
-from rayml.sample import CLASSES, write_sample
+from rayml.sample import write_sample
 from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
