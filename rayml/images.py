@@ -115,8 +115,8 @@ def decode_bytes(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_
     if header.format != "JPEG" or not is_one_pass(data):
         return header.peak_bytes + copies
     # In eighths as `_decode` asks for them, by the shorter side.
-    wanted, shorter = min(image_size_px, header.width, header.height), min(header.width, header.height)
-    eighths = -(-8 * wanted // shorter)
+    shorter = min(header.width, header.height)
+    eighths = -(-8 * min(image_size_px, shorter) // shorter)
     if header.components not in _TURBO_COMPONENTS:
         eighths = 1 << (eighths - 1).bit_length()  # As `Image.draft` chooses them: 1, 2, 4 or 8.
     return header.peak_bytes * eighths**2 // 64 + _JPEG_ROWS_BYTES_PER_PIXEL * header.width + copies
@@ -178,11 +178,10 @@ def _decode(stripped: StrippedImage, header: ImageHeader, image_size_px: int) ->
     """`load_pixels` without the checks. `image` is bound anew at each step so that only two copies live at a time."""
     size = (image_size_px, image_size_px)
     if header.components in _TURBO_COMPONENTS:
-        image = _turbo(stripped.stream, image_size_px)
+        image = _turbo(stripped.stream, header, image_size_px)
     else:
         image = _open(header.format, io.BytesIO(stripped.stream))
-        if image.size != (header.width, header.height):
-            raise unreadable(f"a {header.format} file that contradicts its header")
+        _check_size(image.size, header)
         image.draft("RGB", size)
         image.load()
     if "transparency" in image.info:  # PNG's transparent colours: a table for P, one colour for 1, L and RGB.
@@ -224,8 +223,16 @@ def _open(image_format: str, stream: io.BytesIO) -> ImageFile:
     return JpegImageFile(stream)
 
 
-def _turbo(stream: bytes, image_size_px: int) -> Image.Image:
+def _check_size(decoders: tuple[int, int], header: ImageHeader) -> None:
+    """A decoder must read the width and height that the limits were held against, before it takes memory for them."""
+    if decoders != (header.width, header.height):
+        raise unreadable(f"a {header.format} file that contradicts its header")
+
+
+def _turbo(stream: bytes, header: ImageHeader, image_size_px: int) -> Image.Image:
     """A grey or coloured JPEG in RGB. Slips that a decoder can pass over are passed over, as Pillow does."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(stream, strict=False)
+    _check_size((width, height), header)
     least = {"min_height": image_size_px, "min_width": image_size_px}
     return Image.fromarray(simplejpeg.decode_jpeg(stream, "RGB", strict=False, **least))
 

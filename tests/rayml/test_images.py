@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,14 +103,14 @@ def test_halves_of_a_jpeg_are_pillows(mode: str, width: int, reduced: int) -> No
 def test_jpeg_is_decoded_at_the_fewest_eighths_of_the_wanted_size(
     mode: str, eighths: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = []
+    shapes, decode = [], simplejpeg.decode_jpeg
 
     def decode_jpeg(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(*arguments, **options)
+        pixels: NDArray[np.uint8] = decode(*arguments, **options)
         shapes.append(pixels.shape)
         return pixels
 
-    monkeypatch.setattr(images, "simplejpeg", SimpleNamespace(decode_jpeg=decode_jpeg))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
     data = encoded(smooth(800, 1000).convert(mode), "JPEG", quality=95)
     wanted = 100 * eighths
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((wanted, wanted), Image.Resampling.BILINEAR))
@@ -366,6 +366,15 @@ def test_profiles_and_texts_change_nothing() -> None:
 def test_header(image_format: str, options: dict[str, object]) -> None:
     data = encoded(noisy(300, 7), image_format, **options)
     assert check_header(data) == ImageHeader(image_format, 300, 7, components=3 if image_format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_a_size_that_the_decoder_reads_otherwise_is_refused(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noisy(300, 200), image_format)
+    header = check_header(data)
+    monkeypatch.setattr(images, "check_header", lambda data, limits: dataclasses.replace(header, width=30))
+    with pytest.raises(InputError, match="contradicts its header"):
+        load_pixels(data, 8)
 
 
 def test_header_is_the_stored_size() -> None:
