@@ -114,11 +114,9 @@ def decode_bytes(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_
     copies = _FILE_COPIES * len(data)
     if header.format != "JPEG" or not is_one_pass(data):
         return header.peak_bytes + copies
-    # In eighths as `_decode` asks for them, by the shorter side.
+    # In eighths of the shorter side, at most as many as `Image.draft` chooses: 1, 2, 4 or 8.
     shorter = min(header.width, header.height)
-    eighths = -(-8 * min(image_size_px, shorter) // shorter)
-    if header.components not in _TURBO_COMPONENTS:
-        eighths = 1 << (eighths - 1).bit_length()  # As `Image.draft` chooses them: 1, 2, 4 or 8.
+    eighths = 1 << (-(-8 * min(image_size_px, shorter) // shorter) - 1).bit_length()
     return header.peak_bytes * eighths**2 // 64 + _JPEG_ROWS_BYTES_PER_PIXEL * header.width + copies
 
 
@@ -177,9 +175,8 @@ def fit_pixels(pixels: NDArray[np.uint8], image_size_px: int) -> NDArray[np.uint
 def _decode(stripped: StrippedImage, header: ImageHeader, image_size_px: int) -> NDArray[np.uint8]:
     """`load_pixels` without the checks. `image` is bound anew at each step so that only two copies live at a time."""
     size = (image_size_px, image_size_px)
-    if header.components in _TURBO_COMPONENTS:
-        image = _turbo(stripped.stream, header, image_size_px)
-    else:
+    image = _turbo(stripped.stream, header, image_size_px) if header.components in _TURBO_COMPONENTS else None
+    if image is None:
         image = _open(header.format, io.BytesIO(stripped.stream))
         _check_size(image.size, header)
         image.draft("RGB", size)
@@ -229,9 +226,15 @@ def _check_size(decoders: tuple[int, int], header: ImageHeader) -> None:
         raise unreadable(f"a {header.format} file that contradicts its header")
 
 
-def _turbo(stream: bytes, header: ImageHeader, image_size_px: int) -> Image.Image:
-    """A grey or coloured JPEG in RGB. Slips that a decoder can pass over are passed over, as Pillow does."""
-    height, width, *_ = simplejpeg.decode_jpeg_header(stream, strict=False)
+def _turbo(stream: bytes, header: ImageHeader, image_size_px: int) -> Image.Image | None:
+    """A grey or coloured JPEG in RGB, or nothing where simplejpeg does not know the sampling of its colours.
+
+    Slips that a decoder can pass over are passed over, as Pillow does.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(stream, strict=False)
+    except (ValueError, KeyError):  # Also for broken headers, for which Pillow has no answer either.
+        return None
     _check_size((width, height), header)
     least = {"min_height": image_size_px, "min_width": image_size_px}
     return Image.fromarray(simplejpeg.decode_jpeg(stream, "RGB", strict=False, **least))

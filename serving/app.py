@@ -27,8 +27,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rayml.bundle import Bundle
-from rayml.engines.base import give_back_memory
 from rayml.errors import UsageError
+from rayml.memory import give_back_code, give_back_freed
 from rayml.registry import Registry
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
@@ -98,7 +98,8 @@ class Classifier:
         )
         # Every thread runs the whole path once, so that no client waits for the first use of anything.
         self._models.start(self.service.warm_up)
-        give_back_memory()
+        give_back_freed()
+        give_back_code()
 
     def __del__(self) -> None:
         """Serve calls this when it ends a replica."""

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.bundle import Bundle
-from rayml.engines.base import give_back_memory
 from rayml.errors import InputError, RaymlError, UsageError
+from rayml.memory import give_back_code, give_back_freed
 from rayml.predictor import Prediction, Predictor
 from rayml.registry import State
 from serving.limits import RequestLimits
@@ -276,7 +276,8 @@ class Models:
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
         self._others[number] = opened
-        give_back_memory()
+        give_back_freed()
+        give_back_code()
         return opened
 
     def _follow(self) -> None:

@@ -11,10 +11,7 @@ with Xception.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib
-import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -99,13 +96,6 @@ def keras_shape(model: Any) -> tuple[int, int]:
     if len(takes) != 4 or takes[1] is None or takes[1] != takes[2] or takes[3] != 3 or len(gives) != 2:
         raise ValueError(f"the model must be (N, size, size, 3) -> (N, outputs). Received: {takes} -> {gives}")
     return int(takes[1]), int(gives[1])
-
-
-def give_back_memory() -> None:
-    """Return to the system what was freed: after a model was read, glibc keeps 80 to 190 MB of it (measured)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_threads(threads: int | None) -> int:

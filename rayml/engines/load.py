@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rayml.engines.base import Engine, MissingPackage, give_back_memory
+from rayml.engines.base import Engine, MissingPackage
 from rayml.errors import BundleError, UsageError
+from rayml.memory import give_back_freed
 
 PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "openvino", "onnxruntime", "tensorflow")
@@ -48,7 +49,7 @@ def load_engine(
     graph = model if isinstance(model, bytes) else _read(model)
     engine = _make(graph, name if precision == "float32" else "openvino", threads, streams, precision)
     _log.debug("%s runs a graph of %d bytes with threads=%s, streams=%s", engine.name, len(graph), threads, streams)
-    give_back_memory()
+    give_back_freed()
     return engine
 
 

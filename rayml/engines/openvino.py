@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import mmap
 import queue
 import sys
 import tempfile
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayml.engines.base import Engine, import_package, usable_threads
 from rayml.errors import BundleError, UsageError
+from rayml.memory import give_back_file
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class OpenVINOEngine(Engine):
             except RuntimeError as error:
                 _log.warning("The weights stay in memory twice: they could not be written to %s (%s).", folder, error)
             compiled = core.compile_model(graph, "CPU", settings)
-            _give_back_pages(Path(folder) / "graph.bin")
+            give_back_file(Path(folder) / "graph.bin")
         return compiled
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
@@ -148,12 +147,3 @@ def _weights_in_a_file(core: Any, graph: Any, folder: Path) -> Any:
     path = folder / "graph.xml"
     openvino.save_model(graph, path, compress_to_fp16=False)
     return core.read_model(path)
-
-
-def _give_back_pages(file: Path) -> None:
-    """Let go of the memory behind a mapped file; whoever reads there again gets it from the file (madvise(2))."""
-    madvise = ctypes.CDLL(None).madvise
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f" {file}"):
-            start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

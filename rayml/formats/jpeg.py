@@ -14,6 +14,9 @@ MAX_SCANS = 100
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # Neither stuffing (00), fill (ff) nor restart (d0 to d7).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+# Sequential and progressive, Huffman's or arithmetic coding, of 8 bits: what photos are. Of the others decoders do not
+# agree what they can do, and libjpeg-turbo writes a lossless one at its whole size where a fraction was asked for.
+_PHOTOS, _PHOTOS_BITS = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA}), 8
 _START, _END, _SCAN, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
 _METADATA = frozenset(range(0xE0, 0xF0)) | {0xFE}
@@ -44,10 +47,16 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def frame(data: bytes) -> tuple[int, int, int]:
-    """Width and height in pixels and the number of components, from the frame header."""
+    """Width and height in pixels and the number of components, from the frame header.
+
+    Raises:
+        InputError: `unreadable_image` (400) if there is none, or one of a kind that no photo has.
+    """
     for marker, start, end in _segments(data):
         if marker in _FRAMES and end - start >= 10:
-            height, width, components = struct.unpack_from(">HHB", data, start + 5)
+            bits, height, width, components = struct.unpack_from(">BHHB", data, start + 4)
+            if marker not in _PHOTOS or bits != _PHOTOS_BITS:
+                raise unreadable("a JPEG file of another kind than photos are: lossless, hierarchical or not of 8 bits")
             return width, height, components
         if marker in (_SCAN, _END):
             break

@@ -74,6 +74,23 @@ def jpeg_header(width: int, height: int) -> bytes:
     return b"\xff\xd8" + table + segment(0xC0, struct.pack(">BHHB", 8, height, width, 3) + components)
 
 
+def coded_jpeg(width: int, height: int, samplings: bytes, marker: int = 0xC0, bits: int = 8) -> bytes:
+    """A JPEG file of one scan, whose every difference from one sample (or block) to the next is zero.
+
+    Arguments:
+        samplings: of each component, its factors across and down in four bits each.
+        marker: of the frame; 0xC3 is lossless.
+        bits: of a sample.
+    """
+    frame = struct.pack(">BHHB", bits, height, width, len(samplings))
+    frame += b"".join(bytes([number, sampling, 0]) for number, sampling in enumerate(samplings, 1))
+    tables = [segment(0xC4, bytes([table, 1, *bytes(15), 0])) for table in (0x00, 0x10)]  # One code, "0", says zero.
+    ends = b"\1\0\0" if marker == 0xC3 else b"\0\x3f\0"
+    scan = bytes([len(samplings)]) + b"".join(bytes([number, 0]) for number in range(1, len(samplings) + 1)) + ends
+    parts = [segment(0xDB, b"\0" + b"\1" * 64), segment(marker, frame), *tables, segment(0xDA, scan)]
+    return b"\xff\xd8" + b"".join(parts) + bytes(width * height * len(samplings)) + b"\xff\xd9"
+
+
 def riff_chunk(kind: bytes, body: bytes) -> bytes:
     """A chunk of a WebP file, padded."""
     return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)

@@ -21,6 +21,7 @@ from rayml.images import ImageLimits, check_header, decode_bytes, load_pixels
 from tests.hostile.pictures import (
     PNG_SIGNATURE,
     chunk,
+    coded_jpeg,
     encoded,
     exif,
     jpeg_header,
@@ -284,6 +285,22 @@ def test_decoding_takes_no_more_memory_than_was_said(name: str, tmp_path: Path) 
     assert peak_bytes < decode_bytes(data, 150) + 2 * MIB
     # An ordinary photo takes little beside its file, whatever its size: many are decoded side by side.
     assert (decode_bytes(data, 150) - 3 * len(data) < 4 * MIB) == (name == "photo")
+
+
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF])
+def test_jpeg_of_another_kind_than_photos_is_refused_unread(marker: int, components: int, tmp_path: Path) -> None:
+    """In a process of its own: libjpeg-turbo wrote a lossless one whole where memory was for a fraction."""
+    answer, peak_bytes = measured(coded_jpeg(2000, 2000, b"\x11" * components, marker), tmp_path)
+    assert answer == "400"
+    assert peak_bytes < SMALL
+    assert measured(coded_jpeg(400, 400, b"\x11" * components), tmp_path)[0] == "pixels"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 7, 9, 12, 16, 255])
+def test_jpeg_of_more_or_fewer_bits_is_refused(bits: int) -> None:
+    assert refused(coded_jpeg(40, 40, b"\x11\x11\x11", bits=bits)).status == 400
+    assert refused(coded_jpeg(40, 40, b"\x11\x11\x11", 0xC1, bits=bits)).status == 400
 
 
 def test_texts_after_the_picture_count_too() -> None:

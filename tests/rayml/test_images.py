@@ -18,10 +18,11 @@ from rayml.images import (
     ImageHeader,
     ImageLimits,
     check_header,
+    decode_bytes,
     load_pixels,
     preprocessing_id,
 )
-from tests.hostile.pictures import chunk, encoded, exif, noisy, png, segment, with_exif, with_segment
+from tests.hostile.pictures import chunk, coded_jpeg, encoded, exif, noisy, png, segment, with_exif, with_segment
 
 WHITE = [255, 255, 255]
 
@@ -276,6 +277,14 @@ def test_ways_of_jpeg_coding_give_the_same_pixels(options: dict[str, int]) -> No
     assert np.array_equal(
         load_pixels(encoded(image, "JPEG", **options), 20), load_pixels(encoded(image, "JPEG", **quality), 20)
     )
+
+
+@pytest.mark.parametrize("luma", [0x11, 0x12, 0x21, 0x22, 0x41, 0x14, 0x42, 0x24])
+def test_any_sampling_of_colours(luma: int) -> None:
+    """4:1:0 (0x42) and 1 x 4 are among those that simplejpeg has no name for; Pillow reads them."""
+    data = coded_jpeg(60, 44, bytes([luma, 0x11, 0x11]))
+    assert flat(data) == [128, 128, 128]
+    assert decode_bytes(data, 24) == decode_bytes(coded_jpeg(60, 44, b"\x11\x11\x11"), 24)
 
 
 def test_arithmetic_coding() -> None:
