@@ -2,7 +2,7 @@
 
     python bench/serving_start.py BUNDLE [--port 8000] [--engine auto] [--out bench/results/serving_start.json]
 
-Claims: the replica is ready within 5 s of its process's start, no serving process holds more than 350 MB, none has
+Claims: the replica is ready within 3 s of its process's start, no serving process holds more than 300 MB, none has
 loaded TensorFlow. Ready means that the replica's HTTP port is open, which Ray Serve opens after the constructor, which
 has then reproduced the golden pictures and run the whole path on every thread. Resident memory counts shared libraries
 in each process; `pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)).
@@ -34,8 +34,8 @@ from serving.processes import descendants
 _POLL_S = 0.02
 _TIMEOUT_S = 300.0
 _MEGABYTE = 1_000_000
-_CLAIM_READY_S = 5.0
-_CLAIM_RSS_MB = 350.0
+_CLAIM_READY_S = 3.0
+_CLAIM_RSS_MB = 300.0
 
 
 def main() -> int:
@@ -68,8 +68,8 @@ def main() -> int:
             server.send_signal(signal.SIGINT)
             server.wait()
     claims = {
-        "replica ready within 5 s": replica_ready_s <= _CLAIM_READY_S,
-        "at most 350 MB in each process": all(float(str(p["rss_mb"])) <= _CLAIM_RSS_MB for p in processes.values()),
+        "replica ready within 3 s": replica_ready_s <= _CLAIM_READY_S,
+        "at most 300 MB in each process": all(float(str(p["rss_mb"])) <= _CLAIM_RSS_MB for p in processes.values()),
         "no TensorFlow": not tensorflow,
     }
     result = {
