@@ -28,7 +28,7 @@ _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FLOOR = re.compile(r">=(\d{1,4})\.(\d{1,4})")
 MAX_CLASSES = 10_000
 MAX_NAME_CHARACTERS = 200  # of a class
-_UPDATE = "use a newer rayml: pip install -U rayml"
+_UPDATE = "Update the repository of rayml, and install it again."
 
 
 @dataclass(frozen=True)
