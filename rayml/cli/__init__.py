@@ -20,6 +20,7 @@ from rayml.cli.serve import serve
 from rayml.cli.tune import tune
 from rayml.cli.versions import models, promote, rollback
 from rayml.errors import RaymlError, install_hint
+from rayml.folders import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 # Packages that a command may need, and the extra that brings each.
@@ -71,14 +72,17 @@ def main() -> None:
         if isinstance(code, int):  # what `Context.exit` was called with
             sys.exit(code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        for line in shown.getvalue().splitlines():
+            click.echo(printable(line.expandtabs()), err=True)
         sys.exit(error.exit_code)
     except RaymlError as error:
         if is_verbose():
             traceback.print_exc()
-        click.echo(f"Error: {error.message}", err=True)
+        click.echo(f"Error: {printable(error.message)}", err=True)
         if error.hint:
-            click.echo(error.hint, err=True)
+            click.echo(printable(error.hint), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("Interrupted.", err=True)
@@ -98,6 +102,6 @@ def main() -> None:
         if error.strerror is None or is_verbose():
             raise
         where = f": {error.filename}" if error.filename else ""
-        click.echo(f"Error: {error.strerror}{where}", err=True)
+        click.echo(f"Error: {printable(error.strerror + where)}", err=True)
         click.echo("Mend that and run the command again; -v shows where it happened.", err=True)
         sys.exit(1)
