@@ -16,6 +16,7 @@ FORMAT = 1
 READER_VERSION = (0, 1)
 # 10,000 classes, whose names stand in it twice, with the figures of each, take up to 10 MB.
 MAX_JSON_BYTES = 1 << 24
+MAX_JSON_DEPTH = 32  # What rayml writes is four deep.
 MODES = ("features", "end-to-end")
 
 MODEL, HEAD, CARD, RECORD = "model.onnx", "head.npz", "MODEL_CARD.md", "bundle.json"
@@ -28,7 +29,7 @@ _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _FLOOR = re.compile(r">=(\d{1,4})\.(\d{1,4})")
 MAX_CLASSES = 10_000
 MAX_NAME_CHARACTERS = 200  # of a class
-_UPDATE = "use a newer rayml: pip install -U rayml"
+_UPDATE = "Update the repository of rayml, and install it again."
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,14 @@ class Record:
 
 
 def strict_json(data: bytes, file: str) -> Any:
-    """JSON as RFC 8259 has it: UTF-8, no NaN or infinity, and no key twice.
+    """JSON as RFC 8259 has it: UTF-8, no NaN or infinity, no key twice, and not so deep that a recursion over it ends.
 
     Arguments:
         data: the file's bytes.
         file: its name, for the message.
 
     Raises:
-        BundleError: larger than `MAX_JSON_BYTES`, or not that.
+        BundleError: larger than `MAX_JSON_BYTES`, deeper than `MAX_JSON_DEPTH`, or not that.
     """
     if len(data) > MAX_JSON_BYTES:
         raise BundleError(f"{file} must have at most {MAX_JSON_BYTES} bytes. Received: {len(data)}")
@@ -212,9 +213,20 @@ def strict_json(data: bytes, file: str) -> Any:
         return found
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} must be strict JSON. Received: {str(error)[:200]}") from None
+    layer = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        layer = [
+            entry
+            for part in layer
+            if isinstance(part, dict | list)
+            for entry in (part.values() if isinstance(part, dict) else part)
+        ]
+    if layer:
+        raise BundleError(f"{file} must be nested at most {MAX_JSON_DEPTH} deep. Received: deeper")
+    return value
 
 
 def _check_reader(floor: object) -> None:

@@ -22,6 +22,16 @@ import sys
 _DISK_FAILED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
+def install_hint(extra: str = "") -> str:
+    """What to do where a package is not installed. `pip install rayml` would bring another project of that name.
+
+    Arguments:
+        extra: of pyproject.toml, which brings the package; "" for what every command needs.
+    """
+    what = f'".[{extra}]"' if extra else "."
+    return f"Run `pip install {what}` in the folder of rayml's repository."
+
+
 class RaymlError(Exception):
     """An error that a person can act on.
 

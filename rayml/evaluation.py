@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from rayml.data import EVALUATION, UnreadablePictures, scan_labelled
 from rayml.errors import InputError
+from rayml.images import read_picture
 from rayml.metrics import accuracy, confusion, cross_entropy, expected_calibration_error, per_class, softmax
 from rayml.predictor import Predictor
 from rayml.progress import Progress
@@ -67,7 +68,7 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
 
     def pixels(path: str) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         try:
-            return predictor.decode((manifest.root / path).read_bytes())
+            return predictor.decode(read_picture(manifest.root / path, predictor.limits.max_bytes))
         except InputError as error:
             unreadable[path] = error.message
         except OSError as error:

@@ -117,6 +117,11 @@ def shown(names: Iterable[str]) -> str:
     return (", ".join(found[:_SHOWN_NAMES]) or "nothing") + (f" and {rest} more" if rest > 0 else "")
 
 
+def printable(text: str) -> str:
+    """Text of unknown origin, such as a file's name, without anything that a terminal would obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name in ("__MACOSX", LOST_AND_FOUND)
 

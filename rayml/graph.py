@@ -114,7 +114,8 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
 
     It must be whole (ONNX' own checker and strict shape inference pass), be one straight graph of standard operators
     (no custom domain, no local function, no loop or branch), hold its weights itself (nothing external or sparse),
-    all of them finite and as large as they claim, and take no more than `MAX_VALUE_BYTES` for any value of one photo.
+    all of them finite and as large as they claim, and have for every value of one photo a size that is known before it
+    runs and is no more than `MAX_VALUE_BYTES`.
 
     Arguments:
         model: ONNX.
@@ -140,8 +141,7 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
         inferred = _infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise BundleError(f"the graph is not valid ONNX: {_first_line(error)}") from None
-    for value in (*inferred.value_info, *inferred.output):
-        _check_value(value)
+    _check_values(inferred)
     result = inferred.output[0].type.tensor_type
     dims = [dim.dim_value for dim in result.shape.dim]
     if result.elem_type != TensorProto.FLOAT or len(dims) != 2 or dims[0] != 1 or dims[1] < 1:
@@ -322,15 +322,47 @@ def _infer_shapes(model: onnx.ModelProto) -> onnx.GraphProto:
     return onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True).graph
 
 
-def _check_value(value: onnx.ValueInfoProto) -> None:
-    """A value of one picture must not be larger than `MAX_VALUE_BYTES`."""
-    tensor = value.type.tensor_type
-    elements = math.prod(dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim)
-    if elements * 8 > MAX_VALUE_BYTES or any(dim.dim_value < 0 for dim in tensor.shape.dim):
-        raise BundleError(
-            f"a value in the graph must take at most {MAX_VALUE_BYTES} bytes for one picture. "
-            f"Received: {value.name[:100]!r} of {[dim.dim_value for dim in tensor.shape.dim]}"
-        )
+def _check_values(graph: onnx.GraphProto) -> None:
+    """No value of one picture may be larger than `MAX_VALUE_BYTES`, nor of a size that only running it would show.
+
+    Arguments:
+        graph: what `_infer_shapes` gives.
+    """
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    elements = {name: math.prod(shape) for name, shape in shapes.items()}
+    for node in graph.node:
+        for name in filter(None, node.output):  # "" stands for an optional output that is not asked for.
+            if name not in elements:
+                elements[name] = _elements(node, shapes, elements)
+            if elements[name] * 8 > MAX_VALUE_BYTES or min(shapes.get(name, ()), default=0) < 0:
+                raise BundleError(
+                    f"a value in the graph must take at most {MAX_VALUE_BYTES} bytes for one picture. "
+                    f"Received: {name[:100]!r} of {shapes.get(name, elements[name])}"
+                )
+
+
+def _elements(node: onnx.NodeProto, shapes: dict[str, list[int]], elements: dict[str, int]) -> int:
+    """How many elements a value has whose shape inference left open, where its inputs tell it all the same.
+
+    They do in the Dense layers inside ConvNeXt, which Keras writes as (rows, K) x (K, N) with the rows counted when the
+    graph runs.
+    """
+    if node.op_type == "Reshape" and node.input[0] in elements:
+        return elements[node.input[0]]
+    if node.op_type == "MatMul" and node.input[0] in elements and len(shapes.get(node.input[1], ())) == 2:
+        inner, outer = shapes[node.input[1]]
+        if inner > 0:
+            return elements[node.input[0]] // inner * outer
+    raise BundleError(
+        "every value in the graph must have a size that is known before it runs. "
+        f"Received: {node.output[0][:100]!r} of {node.op_type}"
+    )
 
 
 def _read_head(graph: onnx.GraphProto) -> HeadWeights:

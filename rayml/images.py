@@ -13,7 +13,9 @@ What decoding takes of memory is bounded by `decode_bytes`: at the default limit
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -33,6 +35,7 @@ __all__ = [
     "fit_pixels",
     "load_pixels",
     "preprocessing_id",
+    "read_picture",
 ]
 
 # Decoded by libjpeg-turbo through simplejpeg, which takes less time than through Pillow and knows all its scales.
@@ -85,6 +88,24 @@ DEFAULT_LIMITS = ImageLimits()
 def preprocessing_id(image_size_px: int) -> str:
     """The name of what `load_pixels` does, which travels with features and bundles."""
     return f"decode(eighths)|exif|rgb(white)|resize({image_size_px},{image_size_px},bilinear)"
+
+
+def read_picture(path: Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
+    """An encoded picture's bytes; of a larger file none is read.
+
+    Arguments:
+        path: of the file.
+        max_bytes: as in `ImageLimits`.
+
+    Raises:
+        InputError: `image_too_large` (413).
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise too_large(f"at most {max_bytes} bytes", f"{size} bytes")
+        return file.read(max_bytes + 1)  # What has no length, such as a pipe, is no larger than one byte too many.
 
 
 def check_header(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:

@@ -10,7 +10,7 @@ from rayml.errors import BundleError, RegistryError, UsageError
 
 FORMAT = 1
 STATE = "live.json"
-MEND = "see `rayml models MODELS`; what rayml did not write there has to be moved away"
+MEND = "Move away what rayml did not write there, or bring a whole copy of the folder back."
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Letters in comments: N pictures, C classes, B bins.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -88,6 +89,31 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[
     if truth.shape != guesses.shape:
         raise ValueError(f"labels and predicted must have one length. Received: {truth.shape} and {guesses.shape}")
     return np.bincount(truth * classes + guesses, minlength=classes * classes).reshape(classes, classes)
+
+
+def frequent_mistakes(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str], most: int) -> list[list[Any]]:
+    """What is left to say of a confusion matrix that is too large to be kept.
+
+    Arguments:
+        labels, predicted: as in `confusion`.
+        classes: the C names in the order of the positions.
+        most: how many to list.
+
+    Returns:
+        [true class, answer, pictures] of the most frequent mistakes, as plain values, the most frequent first.
+
+    Raises:
+        ValueError: as in `confusion`.
+    """
+    truth, guesses = (
+        _positions(values, len(classes), name) for values, name in ((labels, "labels"), (predicted, "predicted"))
+    )
+    if truth.shape != guesses.shape:
+        raise ValueError(f"labels and predicted must have one length. Received: {truth.shape} and {guesses.shape}")
+    wrong = truth != guesses
+    counts = Counter(zip(truth[wrong].tolist(), guesses[wrong].tolist(), strict=True))
+    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
+    return [[classes[true], classes[answer], count] for (true, answer), count in ranked]
 
 
 def per_class(matrix: ArrayLike, classes: Sequence[str]) -> dict[str, ClassScore]:

@@ -149,7 +149,9 @@ def _by_class(record: Record) -> list[str]:
 
 
 def _confused(record: Record) -> list[str]:
-    """The most frequent mistakes in words; none where no confusion matrix is recorded."""
+    """The most frequent mistakes in words; none where neither they nor a confusion matrix are recorded."""
+    if listed := record.metrics.get("mistaken"):  # By `metrics.frequent_mistakes`, where the matrix is too large.
+        return [f"{_text(true)} for {_text(answer)} ({count})" for true, answer, count in listed[:_PAIRS]]
     matrix, classes = record.metrics.get("confusion"), record.classes
     if not isinstance(matrix, Sequence) or len(matrix) != len(classes):
         return []

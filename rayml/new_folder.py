@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ def drafted(folder: Path) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written.
+        FileExistsError: what was to be moved into it is there by now.
     """
     there = folder.exists()
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder if there else folder.parent) as hidden:
@@ -50,7 +53,10 @@ def _move_up(draft: Path, folder: Path) -> None:
     moved: list[str] = []
     try:
         for entry in sorted(draft.iterdir()):
-            entry.rename(folder / entry.name)
+            target = folder / entry.name
+            if target.exists() or target.is_symlink():  # What another process has put there is not written over.
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+            entry.rename(target)
             moved.append(entry.name)
     except OSError:
         for name in moved:

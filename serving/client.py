@@ -9,10 +9,11 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
-from rayml.errors import InputError, ServerError
+from rayml.errors import InputError, ServerError, UsageError
 
 # A replica that was killed, is starting or is full: the next one may answer.
 _RETRIED_STATUSES = (502, 503, 504)
@@ -24,13 +25,16 @@ class Client:
     """Sends pictures to a server.
 
     Arguments:
-        url: the server's address, e.g. `http://127.0.0.1:8000`.
+        url: the server's address, e.g. `http://127.0.0.1:8000`; the same without `http://` will do.
         timeout_s: seconds without a byte from the server before a request is given up.
         api_key: the key to show, where the server asks for one.
+
+    Raises:
+        UsageError: the address is none.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, api_key: str | None = None) -> None:
-        self.url = url.rstrip("/")
+        self.url = _address(url)
         self.timeout_s = timeout_s
         self._session = requests.Session()
         # Neither proxies nor passwords of the environment have a part in talking to one's own server.
@@ -93,6 +97,19 @@ class Client:
                     return response
             time.sleep(_RETRY_PAUSE_S)
         raise AssertionError("unreachable")
+
+
+def _address(url: str) -> str:
+    """The address with its scheme and without a slash at its end."""
+    address = (url if "://" in url else f"http://{url}").rstrip("/")
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # A port that is no number, or brackets around no address.
+        good = False
+    if not good:
+        raise UsageError(f"a server's address must be such as http://127.0.0.1:8000. Received: {url[:_MAX_MESSAGE]}")
+    return address
 
 
 def _read(path: Path) -> bytes:

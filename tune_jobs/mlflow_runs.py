@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayml.errors import SearchError, UsageError
+from rayml.errors import SearchError, UsageError, install_hint
 from tune_jobs.records import EpochRow
 from tune_jobs.tracker import FIGURES, Tracker
 
@@ -53,7 +53,7 @@ class Server:
         except ImportError:
             raise UsageError(
                 "--mlflow needs the package mlflow or mlflow-skinny. Received: neither is installed",
-                "pip install 'rayml[mlflow]'",
+                install_hint("mlflow"),
             ) from None
         try:
             self.client = MlflowClient(tracking_uri=uri)

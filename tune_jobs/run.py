@@ -26,7 +26,7 @@ from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
 from rayml.data import Manifest, scan
 from rayml.end_to_end import Network, PixelData
-from rayml.errors import RaymlError, SearchError, UsageError
+from rayml.errors import RaymlError, SearchError, UsageError, install_hint
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, default_cache, find_frozen, freeze, share_frozen
 from rayml.gathered import Recipe, gather, in_memory
@@ -245,9 +245,7 @@ def _check_keras(settings: SearchSettings) -> None:
             "--mode end-to-end needs Keras on TensorFlow. Received: KERAS_BACKEND=jax", "Unset KERAS_BACKEND."
         )
     if backend == "jax" and find_spec("jax") is None:
-        raise UsageError(
-            "KERAS_BACKEND=jax needs the package jax. Received: it is not installed", 'pip install "rayml[jax]"'
-        )
+        raise UsageError("KERAS_BACKEND=jax needs the package jax. Received: it is not installed", install_hint("jax"))
 
 
 def _make(run: Path) -> None:

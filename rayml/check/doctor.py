@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rayml.check.findings import Finding, Report, worst_first
 from rayml.check.layout import Place, balance, read_layout
-from rayml.check.pictures import Look, header_findings, look_at_all
+from rayml.check.pictures import Look, few_at_a_time, header_findings, look_at_all
 from rayml.check.suspects import suspect_labels
 from rayml.check.twins import exact_findings, exact_groups, near_findings
 from rayml.data import Manifest
@@ -57,6 +57,6 @@ def quick_check(manifest: Manifest) -> tuple[Finding, ...]:
     pairs = zip(places, (photo.sha256 for photo in manifest.photos), strict=True)
     findings = [*layout.findings, *balance(layout), *exact_findings(exact_groups(pairs))]
     with ThreadPoolExecutor() as pool:  # Opening files is waiting for the disk, or for a network behind it.
-        for found in pool.map(lambda place: header_findings(manifest.root, place.path), places):
+        for found in few_at_a_time(pool, lambda place: header_findings(manifest.root, place.path), places):
             findings += found
     return tuple(finding for finding in worst_first(findings) if finding.severity != "note")

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from rayml.check.findings import Finding, Report
-from rayml.check.table import printable
 from rayml.errors import InputError
+from rayml.folders import printable
 from rayml.images import DEFAULT_LIMITS, load_pixels
 from rayml.page_file import write_page_file
 

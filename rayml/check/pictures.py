@@ -10,11 +10,12 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from rayml.cores import usable_cores
 from rayml.errors import DataError, InputError
 from rayml.folders import sha256_of
 from rayml.formats import ImageHeader, strip
-from rayml.images import DEFAULT_LIMITS, check_header, load_pixels
+from rayml.images import DEFAULT_LIMITS, check_header, decode_bytes, load_pixels
 from rayml.progress import Advance
 
 TINY_SIDE_PX = 64  # Every backbone looks at more than that: what it sees of the picture is interpolated.
@@ -42,6 +43,8 @@ _HEAVY_BYTES = 64 * 2**20  # Pictures that take more to decode are decoded one a
 _SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",)}
 _IN_FLIGHT = 256  # Results that wait at most: enough to keep every core busy.
 _heavy = threading.Lock()
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,18 @@ def look_at_all(root: Path, paths: Sequence[str], advance: Advance) -> Iterator[
         advance: told of each.
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
-        waiting = iter(paths)
-        while chunk := list(islice(waiting, _IN_FLIGHT)):
-            for seen in pool.map(lambda path: look(root, path), chunk):
-                advance()
-                yield seen
+        for seen in few_at_a_time(pool, lambda path: look(root, path), paths):
+            advance()
+            yield seen
+
+
+def few_at_a_time(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """`pool.map`, which takes kilobytes for each item that waits, in pieces: memory does not grow with the photos."""
+    waiting = iter(items)
+    while chunk := list(islice(waiting, _IN_FLIGHT)):
+        yield from pool.map(work, chunk)
 
 
 def look(root: Path, path: str) -> Look:
@@ -95,7 +105,7 @@ def look(root: Path, path: str) -> Look:
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         header = check_header(data)
-        if header.peak_bytes > _HEAVY_BYTES:
+        if decode_bytes(data, LOOK_PX) > _HEAVY_BYTES:
             with _heavy:
                 pixels = load_pixels(data, LOOK_PX)
         else:

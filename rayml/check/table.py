@@ -10,8 +10,10 @@ import rich.table
 import rich.text
 
 from rayml.check.findings import SEVERITIES, Finding, Report, Severity
+from rayml.folders import printable
 
 SHOWN_OF_A_KIND = 4  # A folder may have thousands of one kind; --json and --html show more.
+_LINE = 100_000  # A program that reads the table gets a row a line, however long.
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -22,7 +24,14 @@ def print_report(report: Report, console: rich.console.Console | None = None) ->
         console: where to; by default stdout, without colours where it is no terminal or NO_COLOR is set.
     """
     console = console or rich.console.Console(highlight=False)
-    console.print(_photos(report))
+    if console.is_terminal:
+        console.print(_photos(report))
+    else:
+        console.width = _LINE
+        with console.capture() as captured:
+            console.print(_photos(report))
+        for line in captured.get().splitlines():
+            console.print(rich.text.Text(line.rstrip()), soft_wrap=True)
     for kind, group in groupby(report.findings, key=lambda finding: finding.kind):
         findings = list(group)
         severity = findings[0].severity
@@ -35,11 +44,6 @@ def print_report(report: Report, console: rich.console.Console | None = None) ->
             console.print(f"  and {len(findings) - SHOWN_OF_A_KIND} more; --json names them, --html shows them")
     parts = [f"{report.count(severity)} {severity}s" for severity in SEVERITIES]
     console.print(f"{report.n} photos in {len(report.classes)} classes: {', '.join(parts)}.", soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text of unknown origin, such as a file's name, without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _photos(report: Report) -> rich.table.Table:

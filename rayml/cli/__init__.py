@@ -19,16 +19,20 @@ from rayml.cli.report import report
 from rayml.cli.serve import serve
 from rayml.cli.tune import tune
 from rayml.cli.versions import models, promote, rollback
-from rayml.errors import RaymlError
+from rayml.errors import RaymlError, install_hint
+from rayml.folders import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 # Packages that a command may need, and the extra that brings each.
 EXTRAS = {
+    "fsspec": "tune",
     "imagehash": "check",
     "jinja2": "report",
     "keras": "tune",
     "matplotlib": "report",
     "onnx": "all",
+    "pandas": "tune",
+    "pyarrow": "tune",
     "ray": "all",
     "tensorflow": "tune",
 }
@@ -68,30 +72,36 @@ def main() -> None:
         if isinstance(code, int):  # what `Context.exit` was called with
             sys.exit(code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        for line in shown.getvalue().splitlines():
+            click.echo(printable(line.expandtabs()), err=True)
         sys.exit(error.exit_code)
     except RaymlError as error:
         if is_verbose():
             traceback.print_exc()
-        click.echo(f"Error: {error.message}", err=True)
+        click.echo(f"Error: {printable(error.message)}", err=True)
         if error.hint:
-            click.echo(error.hint, err=True)
+            click.echo(printable(error.hint), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get(str(error.name).split(".")[0])
+    except ImportError as error:
+        # Ray names the package that it misses in the cause of an error of its own.
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        name = str(missing.name) if isinstance(missing, ModuleNotFoundError) else ""
+        extra = EXTRAS.get(name.split(".")[0])
         if extra is None:
             raise
-        click.echo(f"Error: this command needs the package {error.name}, which is not installed", err=True)
-        click.echo(f'Install it with `pip install "rayml[{extra}]"`.', err=True)
+        click.echo(f"Error: this command needs the package {name}, which is not installed", err=True)
+        click.echo(install_hint(extra), err=True)
         sys.exit(1)
     except OSError as error:
         # A full disk, a folder that may not be written: no bug, and no traceback's business.
         if error.strerror is None or is_verbose():
             raise
         where = f": {error.filename}" if error.filename else ""
-        click.echo(f"Error: {error.strerror}{where}", err=True)
+        click.echo(f"Error: {printable(error.strerror + where)}", err=True)
         click.echo("Mend that and run the command again; -v shows where it happened.", err=True)
         sys.exit(1)

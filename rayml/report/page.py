@@ -13,7 +13,7 @@ import numpy as np
 from rayml.errors import UsageError
 from rayml.page_file import check_page_file, write_page_file
 from rayml.report import facts, photos, plots
-from rayml.report.run import Run, read_run
+from rayml.report.run import Run, is_abandoned, read_run
 from rayml.report.svg import SERIES
 
 PAGE = "report.html"
@@ -61,9 +61,11 @@ def watch_run(
 ) -> Path:
     """Write the page again and again, reloading itself, until the search is over; then once more as `write_report`.
 
+    A search whose driver was killed is over as well, though RUN says that it goes on.
+
     Arguments:
         folder, out, data: as in `write_report`; a search that has not begun is waited for.
-        written: told of each page and of the run's status.
+        written: told of each page and of how the run stands: its status, or that no process searches in it.
         every_s: the time between two pages, which is also when a browser loads the next one.
 
     Raises:
@@ -74,9 +76,13 @@ def watch_run(
         run = read_run(folder)
         if run.over:
             break
+        if run.status == "searching" and is_abandoned(folder):
+            run = read_run(folder)  # It may have come to its end since RUN was read.
+            break
         written(_write(run, target, data, refresh_s=every_s), run.status)
         time.sleep(every_s)
-    written(_write(run, target, data, refresh_s=None), run.status)
+    said = run.status if run.over else "no process searches here: `rayml tune --resume` goes on"
+    written(_write(run, target, data, refresh_s=None), said)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import itertools
 import json
 import math
@@ -15,6 +16,7 @@ from rayml.bundle_json import MAX_JSON_BYTES, RECORD, Record
 from rayml.errors import DataError, UsageError
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 
+_LOCK_FILE = ".lock"  # Held by the process that searches, with flock(2), which ends with it.
 RUNNING, WAITING = "running", "waiting"
 # It names every file that was left aside: one beside each of a million photos, say, at a hundred bytes a name.
 _MAX_RUN_BYTES = 1 << 28
@@ -136,6 +138,18 @@ def read_run(folder: Path) -> Run:
         bundle=Record.from_json(_read_bytes(best, MAX_JSON_BYTES)) if best.exists() else None,
         predictions=Predictions.read(predictions) if predictions.exists() else None,
     )
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether no process searches in RUN; False where its file system does not tell."""
+    try:
+        with (folder / _LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:  # Held, or files cannot be locked there.
+        return False
+    return True
 
 
 def _grid(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

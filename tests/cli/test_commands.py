@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from rayml import cli
+from rayml import cli, images
 from rayml.bundle import write_bundle
 from rayml.clothing import CLASSES
+from rayml.images import DEFAULT_LIMITS
+from rayml.predictor import Predictor
 from rayml.sample import draw, write_sample
 from tests.rayml import small
 from tests.rayml.report import made
@@ -259,11 +261,48 @@ def test_what_is_no_picture(bundle: Path, tmp_path: Path, run: Any) -> None:
     text.write_text("no picture")
     empty.write_bytes(b"")
     Image.fromarray(small.pictures(1)[0]).save(gif, "GIF")
-    good = picture(tmp_path, 0)
     for path in (text, empty, gif):
-        assert_refused(run("predict", good, path, "--bundle", bundle, "--json"), 2, f"{path}: ")
+        assert_refused(run("predict", path, "--bundle", bundle), 2, f"{path}: ")
     assert_refused(run("predict", tmp_path / "none.jpg", "--bundle", bundle), 2, "IMAGE must be a readable file")
     assert_refused(run("predict", tmp_path, "--bundle", bundle), 2, "Is a directory")
+
+
+def test_what_was_answered_before_a_picture_that_cannot_be_read_is_printed(
+    bundle: Path, tmp_path: Path, run: Any
+) -> None:
+    good, bad, large = picture(tmp_path, 0), tmp_path / "bad.jpg", tmp_path / "large.jpg"
+    bad.write_text("no picture")
+    with large.open("wb") as file:
+        file.truncate(DEFAULT_LIMITS.max_bytes + 1)
+    for path, words in ((bad, "expected a whole JPEG"), (large, f"Received: {DEFAULT_LIMITS.max_bytes + 1} bytes")):
+        done = run("predict", good, path, good, "--bundle", bundle)
+        assert (done.returncode, [line.split()[0] for line in done.stdout.splitlines()]) == (2, [str(good)])
+        assert f"Error: {path}: " in done.stderr and words in done.stderr
+        done = run("predict", good, path, good, "--bundle", bundle, "--json")
+        assert (done.returncode, [answer["file"] for answer in json.loads(done.stdout)]) == (2, [str(good)])
+
+
+def test_a_picture_is_not_read_before_its_turn(
+    bundle: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, one at a time is in memory."""
+    paths, read, opened = [picture(tmp_path, number) for number in range(3)], [], []
+    decode = Predictor.decode
+    monkeypatch.setattr(images, "read_picture", lambda path, limit: read.append(path) or path.read_bytes())
+    monkeypatch.setattr(Predictor, "decode", lambda self, data: opened.append(len(read)) or decode(self, data))
+    assert run("predict", *paths, "--bundle", bundle).returncode == 0
+    assert (read, opened) == (paths, [1, 2, 3])
+
+
+def test_names_cannot_speak_to_the_terminal(bundle: Path, tmp_path: Path, run: Any) -> None:
+    path = picture(tmp_path, 0).rename(tmp_path / "\x1b[31m\n.png")
+    done = run("predict", path, "--bundle", bundle)
+    assert done.returncode == 0 and "\\x1b[31m\\n.png  " in done.stdout and "\x1b" not in done.stdout
+    path.write_text("no picture")
+    for name in (path, tmp_path / "\x1b]0;none", "--\x1b]0;none"):
+        done = run("predict", name, "--bundle", bundle)
+        assert_refused(done, 2, "\\x1b")
+        assert "\x1b" not in done.stderr
 
 
 def test_a_name_that_is_no_text(bundle: Path, tmp_path: Path, run: Any) -> None:
@@ -279,7 +318,7 @@ def test_a_server_that_is_down(tmp_path: Path, run: Any) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     image = picture(tmp_path, 0)
     assert_refused(run("predict", image, "--server", url), 1, f"A server must listen on {url}", "rayml serve BUNDLE")
-    assert_refused(run("predict", image, "--server", "nonsense"), 1, "nonsense must answer")
+    assert_refused(run("predict", image, "--server", "ftp://nonsense"), 2, "a server's address must be such as")
     assert_refused(run("predict", image), 2, "one of --bundle and --server is needed. Received: neither")
     assert_refused(run("predict", image, "--server", url, "--bundle", "x"), 2, "Received: both")
 

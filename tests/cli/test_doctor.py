@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from rayml.cli import machine
 from rayml.cli.doctor import doctor
 from rayml.cli.machine import Check
+from rayml.errors import install_hint
 
 
 def run(*arguments: str | Path) -> Result:
@@ -96,7 +97,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_PARTS", {"": ("numpy", "no-such-package"), "tune": ("no-such-package",)})
     base, tune = machine._packages()
     assert base.status == "error" and base.detail.endswith("; not installed: no-such-package")
-    assert (tune.status, tune.hint) == ("warning", 'pip install "rayml[tune]"')
+    assert (tune.status, tune.hint) == ("warning", install_hint("tune"))
 
 
 @pytest.mark.parametrize(("written", "status"), [(True, "ok"), (False, "warning")])

@@ -20,7 +20,7 @@ from rayml import cli
 from rayml.bundle import write_bundle
 from rayml.cli import help as layout
 from rayml.cli.tables import show_table
-from rayml.errors import UsageError
+from rayml.errors import UsageError, install_hint
 from tests.rayml import small
 
 
@@ -142,7 +142,7 @@ def ending(error: BaseException | int) -> click.Command:
         (PermissionError(errno.EACCES, "Permission denied", "run"), 1, "Error: Permission denied: run"),
         (UsageError("epochs must be 1", "Say so."), 2, "Error: epochs must be 1\nSay so."),
         (KeyboardInterrupt(), 130, "Interrupted."),
-        (ModuleNotFoundError("No module", name="matplotlib.figure"), 1, 'pip install "rayml[report]"'),
+        (ModuleNotFoundError("No module", name="matplotlib.figure"), 1, 'pip install ".[report]"'),
         (7, 7, ""),
     ],
 )
@@ -154,6 +154,25 @@ def test_how_a_command_ends(
     said = capsys.readouterr()
     assert words in said.err
     assert "Traceback" not in said.err and said.out == "" and len(said.err.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("package", ["fsspec", "pandas", "pyarrow"])
+def test_what_ray_tune_misses_is_named(package: str) -> None:
+    """Ray raises an `ImportError` of its own, as where only `.[serve]` is installed."""
+    code = (
+        "import sys\n"
+        "sys.modules[sys.argv.pop()] = None\n"
+        "import click\n"
+        "from rayml import cli\n"
+        "@cli.rayml.command()\n"
+        "def end():\n"
+        "    import ray.tune\n"
+        "sys.argv = ['rayml', 'end']\n"
+        "cli.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, timeout=120)
+    said = f"Error: this command needs the package {package}, which is not installed\n{install_hint('tune')}\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ server of `rayml serve` has no dashboard.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -76,5 +77,12 @@ def _deploy(registry: Registry, version: int) -> None:
         time.sleep(0.2)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     print(json.dumps(measure(), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ Prints one JSON object. Ten thousand requests of eight clients take about a minu
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -57,5 +58,15 @@ def rayml(*arguments: str) -> str:
     return done.stdout
 
 
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "requests", metavar="REQUESTS", nargs="?", type=int, default=10_000, help="of all clients together"
+    )
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.requests), indent=1))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000), indent=1))
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +41,14 @@ def search(address: str, folder: Path, **changes: Any) -> SearchResult:
         return run_search(asked, data(), nodes, asked.out, QUIET)
 
 
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address", metavar="ADDRESS", help="of a Ray cluster")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="for the run")
+    arguments = parser.parse_args()
+    search(arguments.address, arguments.folder)
+
+
 if __name__ == "__main__":
-    search(sys.argv[1], Path(sys.argv[2]))
+    main()

@@ -7,6 +7,7 @@ Prints one JSON object: what plain clients saw, what `serving.client.Client` saw
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -91,5 +92,12 @@ def replicas(main: int) -> list[int]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     print(json.dumps(measure(), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,10 +8,10 @@ Prints one JSON object. Each picture is large, so that it is the server that is 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import io
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -84,5 +84,13 @@ async def _recover(url: str, picture: bytes, bound_s: float) -> float:
     return time.perf_counter() - start
 
 
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", metavar="SECONDS", nargs="?", type=float, default=20.0, help="of requests")
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.seconds), indent=1))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0), indent=1))
+    main()

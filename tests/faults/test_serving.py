@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.faults import config_file, deploy_under_load, kill_replica, overload
@@ -37,3 +40,10 @@ def test_a_config_file_changes_the_version_and_not_the_replicas() -> None:
     # The third is not reproduced here: it never answers, and the second goes on.
     assert figures["versions_live"] == [["1"], ["1", "2"], ["1", "2"]], figures
     assert figures["failed"] == 0, figures
+
+
+@pytest.mark.parametrize("name", ["config_file", "deploy_under_load", "driver", "kill_replica", "overload"])
+def test_each_script_says_how_it_is_called(name: str) -> None:
+    command = [sys.executable, "-m", f"tests.faults.{name}", "--help"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")

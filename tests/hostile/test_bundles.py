@@ -285,6 +285,7 @@ def test_a_graph_larger_than_allowed(folder: Path, monkeypatch: pytest.MonkeyPat
         ("files", {}, "must name model.onnx"),
         ("files", [], "files must be"),
         ("metrics", 0.9, "metrics must be"),
+        ("metrics", {"a": json.loads("[" * 450 + "]" * 450)}, "nested at most 32 deep"),
         ("name", "a/b", "name"),
         ("name", 7, "name"),
         ("version", 1.0, "version"),

@@ -6,8 +6,6 @@ import json
 import re
 from typing import Any
 
-import pytest
-
 from tests.k8s.rendered import ROOT
 
 TEXT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
@@ -20,10 +18,25 @@ def result(name: str) -> dict[str, Any]:
     return content
 
 
-def said(pattern: str) -> list[float]:
-    """The numbers of the one place that fits the pattern."""
+def said(pattern: str) -> list[str]:
+    """The numbers of the one place that fits the pattern, as they are written."""
     (found,) = re.finditer(pattern, TEXT)
-    return [float(number.replace(",", "")) for number in found.groups()]
+    return [number.replace(",", "") for number in found.groups()]
+
+
+def rounded(values: list[float], like: list[str]) -> list[str]:
+    """Each value with as many digits as the number in its place; zeros at the end of a whole number are no digits."""
+    found = []
+    for value, number in zip(values, like, strict=True):
+        digits = number.replace(".", "").lstrip("0") if "." in number else number.rstrip("0")
+        decimals = len(number.partition(".")[2])
+        found.append(f"{float(f'{value:.{len(digits) - 1}e}'):.{decimals}f}")
+    return found
+
+
+def assert_said(pattern: str, values: list[float]) -> None:
+    numbers = said(pattern)
+    assert numbers == rounded(values, numbers)
 
 
 def test_what_was_measured() -> None:
@@ -32,26 +45,29 @@ def test_what_was_measured() -> None:
     pass_s, photos, cores = run["features"]["median"], grid["photos"], grid["machine"]["cores"]
     core_s = pass_s * cores
     expected = [core_s / photos, pass_s, photos, cores]
-    assert said(r"c = ([\d.]+): ([\d.]+) s for ([\d,]+) photos on (\d+) cores") == pytest.approx(expected, rel=0.05)
-    assert said(r"([\d.]+) core-hours of pass for") == pytest.approx([core_s / 3600], rel=0.1)
-    assert said(r"\| ([\d.]+) s for 12 trials") == pytest.approx([run["search"]["median"]], rel=0.05)
+    assert_said(r"c = ([\d.]+): ([\d.]+) s for ([\d,]+) photos on (\d+) cores", expected)
+    assert_said(r"([\d.]+) core-hours of pass for", [core_s / 3600])
+    assert_said(r"\| ([\d.]+) s for 12 trials", [run["search"]["median"]])
     entries = result("scale")["entries"]
     few, many = (entries[count]["open"]["private_mib"]["median"] for count in ("34090", "340900"))
     kilobytes = (many - few) * 2**20 / (340900 - 34090) / 1000
-    assert said(r"N x ([\d.]+) kB for the manifest") == pytest.approx([kilobytes], rel=0.05)
-    assert said(r"(\d+) MiB at 340,900 photos") == pytest.approx([many], rel=0.02)
+    assert_said(r"N x ([\d.]+) kB for the manifest", [kilobytes])
+    assert_said(r"(\d+) MiB at 340,900 photos", [many])
     replica = max(one["rss_mb"] for one in result("serving_start_xception")["processes"] if "Replica" in one["name"])
-    assert said(r"\| (\d+) MB, with the model's weights") == pytest.approx([replica], rel=0.05)
+    assert_said(r"\| (\d+) MB, with the model's weights", [replica])
 
 
 def test_what_follows() -> None:
-    (core_s,) = said(r"c = ([\d.]+): ")
+    core_s = float(said(r"c = ([\d.]+): ")[0])
     four = r"[^\d|]*([\d,.]+) \|" * 4
-    assert said(rf"\| pass, core-hours \|{four}") == pytest.approx([n * core_s / 3600 for n in SIZES], rel=0.02)
+    assert_said(rf"\| pass, core-hours \|{four}", [n * core_s / 3600 for n in SIZES])
     minutes = [n * core_s / 64 / 60 for n in SIZES]
-    assert said(r"16 cores \| ([\d.]+) min \| ([\d.]+) min \| ([\d.]+) h \| ([\d.]+) h \|") == pytest.approx(
-        [minutes[0], minutes[1], minutes[2] / 60, minutes[3] / 60], rel=0.06
+    assert_said(
+        r"16 cores \| ([\d.]+) min \| ([\d.]+) min \| ([\d.]+) h \| ([\d.]+) h \|",
+        [minutes[0], minutes[1], minutes[2] / 60, minutes[3] / 60],
     )
-    (each,) = said(r"N x ([\d.]+) kB for the manifest")
-    memory = said(r"memory for photos \| ([\d.]+) MB \| ([\d.]+) GB \| ([\d.]+) GB \| \*\*([\d.]+) GB\*\* \|")
-    assert memory == pytest.approx([each * 100, each, each * 10, each * 100], rel=0.02)
+    each = float(said(r"N x ([\d.]+) kB for the manifest")[0])
+    assert_said(
+        r"memory for photos \| ([\d.]+) MB \| ([\d.]+) GB \| ([\d.]+) GB \| \*\*([\d.]+) GB\*\* \|",
+        [each * 100, each, each * 10, each * 100],
+    )

@@ -101,6 +101,20 @@ def test_folders_that_cannot_be_scored(predictor: Predictor, tmp_path: Path, mak
         evaluate(predictor, make(tmp_path), QUIET)
 
 
+def test_a_file_beyond_the_limit_is_not_read_whole(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, 3)
+    with (folder / "hat" / "large.png").open("wb") as file:
+        file.truncate(predictor.limits.max_bytes + 1)
+    decoded: list[int] = []
+    decode = predictor.decode
+    monkeypatch.setattr(predictor, "decode", lambda data: decoded.append(len(data)) or decode(data))
+    with pytest.raises(UnreadablePictures, match=r"hat/large\.png .*at most 20971520 bytes"):
+        evaluate(predictor, folder, QUIET)
+    assert max(decoded) < 20_000
+
+
 def test_a_photo_that_is_gone_when_its_turn_comes_is_named(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

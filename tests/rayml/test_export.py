@@ -10,6 +10,7 @@ import pytest
 from rayml.backbones import ONNX_OPSET, backbone_spec, feature_model
 from rayml.engines import load_engine
 from rayml.export import to_onnx
+from rayml.graph import FEATURES, check_graph
 from tests.rayml.lively import drawings, lively_spec
 
 # Of the largest feature: float32 rounding through 20 to 80 layers.
@@ -70,6 +71,7 @@ def assert_agreement(model: Any, size_px: int) -> None:
     assert [value.name for value in graph.graph.output] == ["features"]
     assert graph.opset_import[0].version == ONNX_OPSET
     assert not any(array.external_data for array in graph.graph.initializer)
+    assert check_graph(data, FEATURES).image_size_px == size_px
     for engine in ("openvino", "onnxruntime"):
         features = load_engine(data, engine, threads=2)(pixels)
         np.testing.assert_allclose(features, expected, rtol=0, atol=TOLERANCE * scale, err_msg=engine)

@@ -128,6 +128,13 @@ def _grow(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("ConstantOfShape", ["large"], ["terabytes"]))
 
 
+def _grow_unseen(model: onnx.ModelProto, operator: str) -> None:
+    """The same behind an operator whose values shape inference does not follow."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "large"))
+    model.graph.node.append(helper.make_node(operator, ["large"], ["hidden"]))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["hidden"], ["terabytes"]))
+
+
 def _cycle(model: onnx.ModelProto) -> None:
     model.graph.node[5].input[0] = "features"
 
@@ -177,6 +184,8 @@ def _newer_opset(model: onnx.ModelProto) -> None:
         (_sparse, "sparse"),
         (_function, "no local functions"),
         (_grow, "at most 1073741824 bytes for one picture. Received: 'terabytes'"),
+        (lambda model: _grow_unseen(model, "Identity"), "known before it runs. Received: 'terabytes'"),
+        (lambda model: _grow_unseen(model, "Abs"), "known before it runs. Received: 'terabytes'"),
         (_cycle, "not valid ONNX"),
         (_float_input, "must be uint8 .* Received: float"),
         (_fixed_batch, "with N left open"),

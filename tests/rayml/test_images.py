@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -412,3 +413,13 @@ def test_very_long_side_is_refused() -> None:
     with pytest.raises(InputError, match="sides of at most 1000000 pixels") as raised:
         load_pixels(png(1_000_001, 1, 8, 0, b"\0" * 1_000_001), 4)
     assert raised.value.status == 413
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(2**40)  # More than memory.
+    with pytest.raises(InputError, match=r"at most 20971520 bytes\. Received: 1099511627776 bytes"):
+        images.read_picture(tmp_path / "huge.jpg")
+    (tmp_path / "small.jpg").write_bytes(b"12345")
+    assert images.read_picture(tmp_path / "small.jpg", 5) == b"12345"
+    assert len(images.read_picture(Path("/dev/zero"), 5)) == 6

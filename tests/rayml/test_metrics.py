@@ -10,6 +10,7 @@ from rayml.metrics import (
     confusion,
     cross_entropy,
     expected_calibration_error,
+    frequent_mistakes,
     per_class,
     reliability,
     softmax,
@@ -49,6 +50,14 @@ def test_confusion_has_a_row_for_each_true_class() -> None:
 
 def test_confusion_of_nothing_is_all_zeros() -> None:
     assert confusion([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_most_frequent_mistakes() -> None:
+    found = frequent_mistakes([0, 2, 2, 1, 1, 0], [1, 0, 0, 1, 2, 0], ("hat", "shoes", "shirt"), 2)
+    assert found == [["shirt", "hat", 2], ["hat", "shoes", 1]]
+    assert frequent_mistakes([1], [1], ("hat", "shoes"), 2) == []
+    with pytest.raises(ValueError, match="one length"):
+        frequent_mistakes([1, 0], [1], ("hat", "shoes"), 2)
 
 
 def test_per_class_from_a_known_confusion() -> None:

@@ -49,6 +49,13 @@ def test_everything_that_is_known_is_said(tmp_path: Path) -> None:
         assert words in card, words
 
 
+def test_mistakes_without_a_matrix(tmp_path: Path) -> None:
+    """As a search of many classes seals them."""
+    mistaken = [["dress", "h*t", 3], ["hat", "dress", 1]]
+    card = model_card(record(tmp_path, metrics={"per_class": {}, "mistaken": mistaken}))
+    assert "Mistaken most often: dress for h\\*t (3); hat for dress (1)." in card
+
+
 def test_what_is_unknown_is_said_to_be(tmp_path: Path) -> None:
     card = model_card(record(tmp_path, metrics={}))
     assert "How many of each class is not recorded." in card

@@ -46,6 +46,16 @@ def test_what_comes_between_is_left_alone_and_all_is_taken_back(tmp_path: Path) 
     assert names(tmp_path) == ["b"] and (tmp_path / "b").read_text() == "mine"
 
 
+def test_of_two_at_once_the_second_leaves_the_first_ones_files(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="b"), drafted(tmp_path) as slow:
+        with drafted(tmp_path) as fast:
+            for name in "bc":
+                (fast / name).write_text("first")
+        for name in "abc":
+            (slow / name).write_text("second")
+    assert {name: (tmp_path / name).read_text() for name in names(tmp_path)} == {"b": "first", "c": "first"}
+
+
 def test_what_is_new(tmp_path: Path) -> None:
     assert is_new(tmp_path) and is_new(tmp_path / "missing")
     (tmp_path / f"{PARTIAL}killed").mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rayml.errors import InputError, ServerError
+from rayml.errors import InputError, ServerError, UsageError
 from serving.client import Client
 
 GOOD = {"label": "hat", "confidence": 1.0, "probabilities": {"hat": 1.0}, "model": {}}
@@ -73,6 +73,17 @@ def test_bytes_and_files_are_sent_as_they_are(server: _Scripted, tmp_path: Path)
     assert client.predict(b"\xff\xd8bytes") == GOOD
     assert client.predict(tmp_path / "a.jpg") == GOOD
     assert server.bodies == [b"\xff\xd8bytes", b"\xff\xd8file"]
+
+
+def test_an_address_needs_no_scheme(server: _Scripted) -> None:
+    server.script = [(200, GOOD)]
+    assert Client(server.url.removeprefix("http://") + "/").predict(b"x") == GOOD
+
+
+@pytest.mark.parametrize("url", ["", "http://", "ftp://host", "http://host:port", "host:99999", "http://[::1", ":8000"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError, match=r"must be such as http://127\.0\.0\.1:8000\. Received: "):
+        Client(url)
 
 
 @pytest.mark.parametrize("first", [None, (502, b"bad"), (503, {"error": {}}), (504, b"")])

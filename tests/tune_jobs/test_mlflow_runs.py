@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rayml.errors import SearchError, UsageError
+from rayml.errors import SearchError, UsageError, install_hint
 from rayml.sample import write_sample
 from rayml.training import EpochMetrics
 from tests.clients.environments import environment, surroundings
@@ -43,7 +43,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UsageError, match="--mlflow needs the package mlflow or mlflow-skinny") as caught:
         run_tune(settings(tmp_path, mlflow="http://127.0.0.1:1"), QUIET)
-    assert caught.value.hint == "pip install 'rayml[mlflow]'"
+    assert caught.value.hint == install_hint("mlflow")
     assert not (tmp_path / "run").exists()
 
 

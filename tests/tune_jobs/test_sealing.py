@@ -36,11 +36,14 @@ def test_a_large_confusion_is_left_out(tmp_path: Path, classes: int) -> None:
         preprocessing=made.preprocessing,
     )
     row = TrialRow("00000", small.INNER, 0.05, 0.0, "finished", 2, 1, 1.0, 0.1, 1.0)
-    won = Winner(row, head, np.eye(classes, dtype=np.float32), 1.0, 1.0)
+    logits = np.eye(classes, dtype=np.float32)
+    logits[0] = logits[1]
+    won = Winner(row, head, logits, 1.0, 1.0)
     (tmp_path / "photos").mkdir()
     manifest = Manifest(tmp_path / "photos", names, photos, ())
     seal(tmp_path, settings(tmp_path), manifest, cast(FrozenBackbone, backbone), won)
     metrics = Bundle.open(tmp_path / "best").record.metrics
     assert ("confusion" in metrics) == (classes <= MAX_MATRIX_CLASSES)
     assert list(metrics["per_class"]) == list(names)
+    assert "class 000 for class 001 (1)" in (tmp_path / "best" / "MODEL_CARD.md").read_text()
     assert json.loads((tmp_path / "best/bundle.json").read_bytes())["metrics"] == metrics

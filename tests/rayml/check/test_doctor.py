@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from rayml.check import doctor, pictures
 from rayml.check.doctor import check_data, quick_check
 from rayml.data import scan
 from rayml.predictor import Predictor
@@ -36,6 +41,21 @@ def test_the_quick_part_says_nothing_of_notes(photos: Path) -> None:
     drawn("hat", 0).resize((40, 40)).save(photos / "train/hat/small.png")
     assert [one.kind for one in quick_check(scan(photos))] == ["tiny"]
     assert {"tiny", "unused_file"} <= set(kinds(checked(photos)))
+
+
+def test_the_quick_part_has_few_photos_in_flight(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def map(self, work: Any, *items: Any, **options: Any) -> Any:
+            (given,) = (list(one) for one in items)
+            sizes.append(len(given))
+            return super().map(work, given, **options)
+
+    monkeypatch.setattr(doctor, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(pictures, "_IN_FLIGHT", 10)
+    assert quick_check(scan(sound)) == ()
+    assert sizes == [10, 10, 10, 10, 4]
 
 
 def test_a_bundle_of_other_classes_is_told(sound: Path, tmp_path: Path) -> None:

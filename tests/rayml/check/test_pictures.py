@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rayml.check import pictures
 from rayml.check.pictures import header_findings, look, look_at_all
 from rayml.images import DEFAULT_LIMITS
 from tests.hostile.pictures import encoded, exif, noisy, with_exif
@@ -51,6 +53,17 @@ def test_a_huge_picture_is_named_and_one_above_the_limit_refused(tmp_path: Path)
         Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
         assert name in [finding.kind for finding in look(tmp_path, f"{name}.png").findings]
         assert [finding.kind for finding in header_findings(tmp_path, f"{name}.png")] == [name]
+
+
+def test_only_what_takes_much_memory_is_decoded_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG is decoded small, whatever its size; the same pixels as PNG are not."""
+    alone: list[str] = []
+    monkeypatch.setattr(pictures, "_heavy", contextlib.nullcontext())
+    monkeypatch.setattr(contextlib.nullcontext, "__enter__", lambda self: alone.append(name))
+    for name in ("photo.jpg", "photo.png"):
+        Image.new("L", (3000, 3000)).save(tmp_path / name)
+        assert look(tmp_path, name).decoded
+    assert alone == ["photo.png"]
 
 
 def test_a_file_above_the_limit_is_not_read_whole(tmp_path: Path) -> None:

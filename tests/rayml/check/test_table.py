@@ -5,7 +5,8 @@ import io
 import rich.console
 
 from rayml.check.findings import Finding, Report
-from rayml.check.table import print_report, printable
+from rayml.check.table import print_report
+from rayml.folders import printable
 
 PATHS = tuple(f"train/hat/{number}-{'x' * 80}.jpg" for number in range(7))
 
@@ -21,6 +22,13 @@ def test_a_clean_folder() -> None:
     text = printed()
     assert text.endswith("11 photos in 2 classes: 0 errors, 0 warnings, 0 notes.\n")
     assert [line.split() for line in text.splitlines() if line.split()[:1] == ["shoes"]] == [["shoes", "3", "0"]]
+
+
+def test_a_row_into_a_pipe_is_one_line() -> None:
+    out = io.StringIO()
+    label = "a long name " * 16 + "."
+    print_report(Report("photos", (label,), {"train": {label: 7}}, ()), rich.console.Console(file=out, width=60))
+    assert [*label.split(), "7"] in [line.split() for line in out.getvalue().splitlines()]
 
 
 def test_paths_are_never_cut_and_many_are_counted() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import html
 import json
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -161,8 +163,16 @@ def test_a_run_without_what_newer_searches_keep(run: Path) -> None:
 def test_watching_ends_with_the_search(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    held: list[IO[bytes]] = []
+
+    def begin() -> None:
+        folder.rmdir()
+        made.searching(folder, {})
+        held.append((folder / ".lock").open("wb"))
+        fcntl.flock(held[0], fcntl.LOCK_EX)
+
     stages = [
-        lambda: (folder.rmdir(), made.searching(folder, {})),
+        begin,
         lambda: made.history(folder, {"00000": (0.5,)}),
         lambda: (folder.rename(tmp_path / "old"), made.finished(folder, data)),
     ]
@@ -182,6 +192,24 @@ def test_watching_ends_with_the_search(tmp_path: Path, data: Path) -> None:
         ("searching", True, True),
         ("finished", False, True),
     ]
+    held[0].close()
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_watching_ends_where_the_driver_was_killed(tmp_path: Path, left: bool) -> None:
+    """Its lock is let go by the system, whether or not the file is there; run.json says `searching` for good."""
+    folder = tmp_path / "run"
+    made.searching(folder, {"00000": (0.5,)})
+    if left:
+        (folder / ".lock").write_text("process 1 on here")
+    said: list[tuple[str, bool]] = []
+
+    def written(page: Path, status: str) -> None:
+        said.append((status, 'http-equiv="refresh"' in page.read_text(encoding="utf-8")))
+        assert len(said) < 3
+
+    watch_run(folder, written=written, every_s=0.01)
+    assert said == [("no process searches here: `rayml tune --resume` goes on", False)]
 
 
 def test_what_cannot_be_written(run: Path, tmp_path: Path) -> None:
