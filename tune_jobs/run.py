@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -49,6 +49,7 @@ from tune_jobs.runfolder import (
     check_same_search,
     locked,
     read_record,
+    remove_unbegun,
     set_status,
     with_stored,
     write_record,
@@ -169,17 +170,13 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             for note in make_plan(settings, manifest, spec, nodes, run, cache).notes:
                 progress.say(note)
             if not settings.resume:
-                _make(run)
-                stack.enter_context(locked(run))
+                stack.enter_context(_new(run))
             try:
                 if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
                     write_record(run, {**_asked(settings), "status": "searching", "timings": {}})
                 summary = _run(_Job(settings, spec, manifest, nodes, run, cache, stages, progress))
             except BaseException as error:
-                if not (run / "history.csv").exists() and not settings.resume:  # Nothing was learned yet.
-                    shutil.rmtree(run)
-                else:
-                    set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 raise
         with stages.stage("report") as said:
             try:
@@ -250,11 +247,25 @@ def _check_keras(settings: SearchSettings) -> None:
         )
 
 
-def _make(run: Path) -> None:
+@contextmanager
+def _new(run: Path) -> Iterator[None]:
+    """RUN, made and held for this process; removed again where an error comes before the first epoch."""
     try:
         run.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
+    try:
+        with locked(run):
+            try:
+                yield
+            except BaseException:
+                if not (run / "history.csv").exists():  # Nothing was learned yet.
+                    shutil.rmtree(run, ignore_errors=True)
+                raise
+    finally:
+        # NFS keeps a removed file for as long as it is open, the lock's too, and with it the folder.
+        with suppress(OSError):
+            run.rmdir()
 
 
 def _scan(settings: SearchSettings, stages: Stages, progress: Progress) -> Manifest:
@@ -470,8 +481,11 @@ def main(arguments: list[str]) -> int:
         return UsageError.exit_code
     try:
         values = read_settings(Path(files[0]))
-        if _OR_RESUME in arguments and "out" in values and Path(str(values["out"])).exists():
-            values["resume"] = True
+        if _OR_RESUME in arguments and "out" in values:
+            out = Path(str(values["out"]))
+            remove_unbegun(out)
+            if out.exists():
+                values["resume"] = True
         settings = make_settings(with_stored(values), files[0])
         print(json.dumps(run_tune(settings, Progress()).to_json()))
     except RaymlError as error:

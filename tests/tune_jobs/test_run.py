@@ -355,6 +355,48 @@ def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
     assert (record["status"], record["data"]["unreadable"]) == ("finished", {})
 
 
+def test_an_error_before_the_first_epoch_is_said_where_the_folder_cannot_be_removed(
+    folder: Path,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on NFS, which keeps the lock's file while it is open; a job's next attempt begins anew."""
+
+    def fail(job: Any) -> Any:
+        raise SearchError("no machine is left for the feature pass")
+
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        rmtree(path, ignore_errors=ignore_errors)
+        path.mkdir(exist_ok=True)
+        (path / ".nfs0001").touch()
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    rmtree = shutil.rmtree
+    chosen = one_at_a_time(tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(SearchError, match="no machine is left"):
+        patch.setattr("tune_jobs.run._run", fail)
+        patch.setattr("tune_jobs.run.shutil.rmtree", remove)
+        run_tune(chosen, QUIET)
+    assert [path.name for path in chosen.out.iterdir()] == [".nfs0001"]
+
+    values = {"data": folder / "photos", "cache": folder / "cache", "out": chosen.out, "backbone": "tiny"}
+    small: dict[str, Any] = {"size_inner": 4, "learning_rate": 0.05, "epochs": 1, "grace_period": 1}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**{name: str(value) for name, value in values.items()}, **small}))
+    assert main([str(path), "--or-resume"]) == 0, capsys.readouterr().err
+    # A folder with anything else in it is not touched.
+    other = tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    (other / "deep" / "notes.txt").write_text("mine")
+    path.write_text(yaml.safe_dump({"data": "photos", "out": str(other)}))
+    assert main([str(path), "--or-resume"]) == 2
+    assert "holds no run.json" in capsys.readouterr().err
+    assert (other / "deep" / "notes.txt").read_text() == "mine"
+
+
 def test_a_score_that_rounding_decides_is_said(
     folder: Path,
     tmp_path: Path,
