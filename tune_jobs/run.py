@@ -116,6 +116,7 @@ class _Job:
         spec: the backbone to freeze.
         manifest: the photos; a stage that skips some goes on with a job without them.
         nodes: the machines to search on.
+        mlflow: who follows, if anybody; it has answered once.
         run, cache: both folders, absolute.
         stages: times them.
         progress: is told how they go.
@@ -125,6 +126,7 @@ class _Job:
     spec: BackboneSpec
     manifest: Manifest
     nodes: tuple[Node, ...]
+    mlflow: Server | None
     run: Path
     cache: Path
     stages: Stages
@@ -160,8 +162,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         if record is not None and record["status"] == "finished" and (run / "best").is_dir():
             progress.say(f"{settings.out} is finished: nothing is left to do")
             return _finished(settings, record)
-        if settings.mlflow:
-            Server(settings.mlflow)  # Rather now than after the features.
+        mlflow = Server(settings.mlflow) if settings.mlflow else None  # Rather now than after the features.
         settings = _with_storage(settings)
         if spec.weights == "none":
             progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
@@ -174,7 +175,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             try:
                 if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
                     write_record(run, {**_asked(settings), "status": "searching", "timings": {}})
-                summary = _run(_Job(settings, spec, manifest, nodes, run, cache, stages, progress))
+                summary = _run(_Job(settings, spec, manifest, nodes, mlflow, run, cache, stages, progress))
             except BaseException as error:
                 set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 raise
@@ -323,6 +324,8 @@ def _run(job: _Job) -> RunSummary:
         said.append(f"{job.spec.name} at {job.spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
         backbone = backbone or on_this_node(freeze, job.spec, job.cache)
         check_sealable(settings, job.manifest, backbone)  # The plan knew less where it was not in the cache.
+        if settings.resume:
+            check_same_backbone(backbone.graph_sha256, read_record(job.run))  # Rather than after the features.
         if settings.storage_path is not None:
             share_frozen(backbone, job.cache, settings.storage_path)
     if settings.mode == END_TO_END:
@@ -404,8 +407,8 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
     }
     if job.settings.resume:
         before = read_record(job.run)
-        check_same_backbone(backbone.graph_sha256, before)
-        # Left out before the pass this time. A run that was killed in its first pass had not come so far.
+        # Photos may have been skipped since. A run that was killed in its first pass had not come so far.
+        check_same_data(job.manifest, before)
         record["data"]["unreadable"] |= before.get("data", {}).get("unreadable", {})
     write_record(job.run, {**record, "status": "searching", "timings": job.stages.seconds})
     return record
@@ -414,7 +417,7 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
 def _search(job: _Job, data: TrainingData | PixelData, before_head: Network | None) -> SearchResult:
     settings, run = job.settings, job.run
     with job.stages.stage("search") as said:
-        followers = [MLflow(Server(settings.mlflow), run, settings.to_json())] if settings.mlflow else []
+        followers = [MLflow(job.mlflow, run, settings.to_json())] if job.mlflow else []
         result = run_search(settings, data, job.nodes, run, job.progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
@@ -475,6 +478,9 @@ def describe(manifest: Manifest) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the search of a settings file and print its summary as one JSON object; exit codes as of `rayml`."""
+    if "--help" in arguments:
+        print(__doc__, end="")
+        return 0
     files = [argument for argument in arguments if argument != _OR_RESUME]
     if len(files) != 1 or files[0].startswith("-"):
         print(f"Usage: python -m tune_jobs.run CONFIG.yaml [{_OR_RESUME}]", file=sys.stderr)

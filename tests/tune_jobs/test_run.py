@@ -33,6 +33,7 @@ from rayml.report.run import read_run
 from rayml.sample import write_sample
 from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
+from tune_jobs.features import PassResult
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
 from tune_jobs.runfolder import locked, with_stored, write_record
 from tune_jobs.select import Winner, select
@@ -287,6 +288,27 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     assert not (run / ".lock").exists()
 
 
+def test_what_has_changed_is_refused_when_it_is_known(
+    summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backbone before the feature pass, and photos that the pass skips before the trials."""
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    record = {**json.loads((run / "run.json").read_text()), "status": "failed"}
+    changed = {**record, "backbone": {**record["backbone"], "graph_sha256": "0" * 64}}
+    write_record(run, changed)
+    skipped = sorted((folder / "photos" / "train" / "hat").iterdir())[0].relative_to(folder / "photos").as_posix()
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="--resume needs the backbone of the run"):
+        patch.setattr("tune_jobs.run.feature_pass", None)
+        run_tune(one_at_a_time(folder, out=run, resume=True), QUIET)
+
+    write_record(run, record)
+    passed = PassResult(0, 179, {skipped: "cut off"}, 0.0, "")
+    monkeypatch.setattr("tune_jobs.run.feature_pass", lambda *_, **__: passed)
+    with pytest.raises(UsageError, match=r"Received: train/hat: 11 photos where the run had 12"):
+        run_tune(one_at_a_time(folder, out=run, resume=True, skip_unreadable=True), QUIET)
+    assert json.loads((run / "run.json").read_text())["data"] == record["data"]
+
+
 def test_a_run_goes_on_with_its_own_backend(
     summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,10 +555,17 @@ def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["keras_backend"] == "jax"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["--or-resume"], ["a", "--resume"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--or-resume"], ["a", "--resume"]])
 def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml [--or-resume]"
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr()
+    assert "python -m tune_jobs.run CONFIG.yaml" in printed.out and "--or-resume" in printed.out
+    assert printed.err == ""
 
 
 @pytest.mark.parametrize(
