@@ -38,7 +38,7 @@ from tune_jobs.cluster import Node, keras_backend, on_this_node, ray_cluster
 from tune_jobs.config import END_TO_END, SearchSettings, check_folder, make_settings, read_settings
 from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
-from tune_jobs.growth import Demand, room
+from tune_jobs.growth import Demand, Shrinking, room
 from tune_jobs.mlflow_runs import MLflow, Server
 from tune_jobs.plan import Plan, check_sealable, make_plan
 from tune_jobs.records import TrialRow
@@ -57,6 +57,7 @@ from tune_jobs.runfolder import (
 from tune_jobs.sealing import seal, versions
 from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
+from tune_jobs.tracker import Tracker
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 _OR_RESUME = "--or-resume"
@@ -306,6 +307,12 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
         nodes = stack.enter_context(ray_cluster(settings.address))
         if settings.scale_up_timeout_s and progress:
             nodes = stack.enter_context(room(Demand.of(settings), settings.scale_up_timeout_s, progress.say))
+        if not nodes and settings.scale_up_timeout_s:
+            raise SearchError(
+                "a plan needs a machine to reckon with. Received: a cluster that has none yet",
+                f"The search itself would wait up to {settings.scale_up_timeout_s:g} s for one: start it without "
+                "--dry-run, or plan when there is a worker.",
+            )
         if not nodes:
             raise SearchError(
                 "a machine with a processor was expected in the cluster. Received: none",
@@ -417,7 +424,9 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
 def _search(job: _Job, data: TrainingData | PixelData, before_head: Network | None) -> SearchResult:
     settings, run = job.settings, job.run
     with job.stages.stage("search") as said:
-        followers = [MLflow(job.mlflow, run, settings.to_json())] if job.mlflow else []
+        followers: list[Tracker] = [MLflow(job.mlflow, run, settings.to_json())] if job.mlflow else []
+        if settings.scale_up_timeout_s:
+            followers.append(Shrinking(Demand.of(settings), settings.trials))
         result = run_search(settings, data, job.nodes, run, job.progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]

@@ -458,6 +458,16 @@ def test_a_plan_is_refused_where_the_run_would_be(summary: RunSummary, folder: P
     assert plan_tune(one_at_a_time(folder, out=summary.run, resume=True), QUIET).trials == 4
 
 
+def test_a_plan_on_a_cluster_that_has_no_machine_yet(
+    folder: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_jobs.cluster.usable_nodes", tuple)
+    chosen = one_at_a_time(folder, out=tmp_path / "run", address=ray_cluster, scale_up_timeout_s=900.0)
+    with pytest.raises(SearchError, match="Received: a cluster that has none yet") as caught:
+        plan_tune(chosen, QUIET)
+    assert "would wait up to 900 s" in caught.value.hint
+
+
 def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
     def chosen(**changes: Any) -> Any:
         return one_at_a_time(tmp_path, **{"data": folder / "photos", **changes})
