@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayml.errors import UsageError, WeightsError
+from rayml.storage import alone
 from rayml.tiny import TINY_IMAGE_SIZE_PX, TINY_IMAGE_SIZES_PX
 
 if TYPE_CHECKING:
@@ -223,7 +225,9 @@ def build_base(spec: BackboneSpec) -> keras.Model:
     }
     if spec.weights == "imagenet":
         try:
-            base = builder(**{**arguments, "weights": "imagenet"})
+            # Keras downloads into the place itself: another process would read half a file, or write over this one's.
+            with alone(_keras_home(), "imagenet"):
+                base = builder(**{**arguments, "weights": "imagenet"})
         except Exception as error:
             # get_file raises a bare Exception("URL fetch failure on URL: ...") when it cannot download.
             if "URL fetch failure" not in str(error):
@@ -240,6 +244,12 @@ def build_base(spec: BackboneSpec) -> keras.Model:
             _load_weights(base, spec.name, spec.weights_file)
     base.trainable = False
     return base
+
+
+def _keras_home() -> Path:
+    """Where Keras keeps what it downloads (`keras.utils.get_file`)."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return home if os.access(home, os.W_OK) else Path("/tmp/.keras")
 
 
 def _load_weights(base: keras.Model, name: str, path: Path) -> None:

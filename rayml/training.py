@@ -53,7 +53,14 @@ class EpochMetrics:
     val_accuracy: float
 
 
-def head_trainer(data: TrainingData, *, size_inner: int, dropout: float = 0.0, batch_size: int = 32) -> HeadTrainer:
+def head_trainer(
+    data: TrainingData,
+    *,
+    size_inner: int,
+    dropout: float = 0.0,
+    batch_size: int = 32,
+    beside: HeadTrainer | None = None,
+) -> HeadTrainer:
     """The trainer for the backend that Keras runs on; arguments and errors as `HeadTrainer`.
 
     Raises:
@@ -63,11 +70,11 @@ def head_trainer(data: TrainingData, *, size_inner: int, dropout: float = 0.0, b
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        return HeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size)
+        return HeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size, beside=beside)
     if backend == "jax":
         from rayml.training_jax import JaxHeadTrainer
 
-        return JaxHeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size)
+        return JaxHeadTrainer(data, size_inner=size_inner, dropout=dropout, batch_size=batch_size, beside=beside)
     raise UsageError(f"KERAS_BACKEND must be tensorflow or jax. Received: {backend}")
 
 
@@ -75,16 +82,25 @@ class HeadTrainer:
     """Trains heads of one size on one set of features, one at a time, with Keras on TensorFlow.
 
     Arguments:
-        data: both splits; copied to the device once.
+        data: both splits; copied to the device once, unless `beside` has done it.
         size_inner: S, at least 1.
         dropout: 0 <= dropout < 1.
         batch_size: pictures a step, at least 1; the last step of an epoch takes what is left, as in `fit`.
+        beside: another trainer on the same data.
 
     Raises:
         UsageError: a value out of range.
     """
 
-    def __init__(self, data: TrainingData, *, size_inner: int, dropout: float = 0.0, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        *,
+        size_inner: int,
+        dropout: float = 0.0,
+        batch_size: int = 32,
+        beside: HeadTrainer | None = None,
+    ) -> None:
         import keras
 
         check_head_settings(learning_rate=1.0, size_inner=size_inner, dropout=dropout)
@@ -97,18 +113,28 @@ class HeadTrainer:
         self._optimizer.build(self._model.trainable_variables)
         self._loss = keras.losses.CategoricalCrossentropy(from_logits=True)
         self._batch_size = min(batch_size, len(data.train_labels))
+        there = (beside._train, beside._validation) if beside else self._on_device()
+        self._train: tuple[Any, Any] = there[0]
+        self._validation: tuple[Any, Any] = there[1]
         self._prepare()
 
+    def _on_device(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Vectors and labels, one-hot, of both splits on the device."""
+        import tensorflow as tf
+
+        data, depth = self.data, len(self.data.classes)
+        return (
+            (device_vectors(data.train_features), tf.one_hot(data.train_labels, depth)),
+            (device_vectors(data.validation_features), tf.one_hot(data.validation_labels, depth)),
+        )
+
     def _prepare(self) -> None:
-        """Put the data onto the device, and make what `_compiled_epoch` needs beside it."""
+        """Make what `_compiled_epoch` needs beside the data."""
         import tensorflow as tf
 
         # Variables, so that one compiled epoch serves every rate of a search; at 0 both leave each bit as it is.
         self._smoothing = tf.Variable(0.0)
         self._optimizer.weight_decay = tf.Variable(0.0)
-        data, depth = self.data, len(self.data.classes)
-        self._train = (device_vectors(data.train_features), tf.one_hot(data.train_labels, depth))
-        self._validation = (device_vectors(data.validation_features), tf.one_hot(data.validation_labels, depth))
         self._compiled_epoch = tf.function(self._epoch, jit_compile=True, autograph=False)
 
     def _regularise(self, weight_decay: float, label_smoothing: float) -> None:

@@ -20,18 +20,18 @@ _State = tuple[list[Any], list[Any], list[Any]]
 class JaxHeadTrainer(HeadTrainer):
     """Trains heads of one size on one set of features, one at a time, with Keras on JAX."""
 
+    def _on_device(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        import jax
+
+        data, one_hot = self.data, np.eye(len(self.data.classes), dtype=np.float32)
+        return (
+            (jax.device_put(data.train_features), jax.device_put(one_hot[data.train_labels])),
+            (jax.device_put(data.validation_features), jax.device_put(one_hot[data.validation_labels])),
+        )
+
     def _prepare(self) -> None:
         import jax
 
-        classes = len(self.data.classes)
-        self._train = (
-            jax.device_put(self.data.train_features),
-            jax.device_put(np.eye(classes, dtype=np.float32)[self.data.train_labels]),
-        )
-        self._validation = (
-            jax.device_put(self.data.validation_features),
-            jax.device_put(np.eye(classes, dtype=np.float32)[self.data.validation_labels]),
-        )
         self._regularise(0.0, 0.0)
         # The data are arguments: as constants they would be part of the compiled program.
         self._compiled_epoch = jax.jit(self._jitted, donate_argnums=0)

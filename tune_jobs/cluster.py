@@ -153,7 +153,10 @@ def _connect(address: str) -> None:
         _check_reachable(address)
     try:
         environment = {"env_vars": _environment()}
-        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+        # A submitted job may set the same variables. They are then in this process's surroundings, too, so that ours
+        # are equal to them; Ray refuses even those unless it is told to take ours.
+        with _variable("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1"):
+            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise SearchError(
             f"a running Ray was expected at --address {address}. Received: {str(error).splitlines()[0]}",
@@ -195,6 +198,7 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
 
     Raises:
         RaymlError: what the function raised.
+        SearchError: its process died.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -211,4 +215,9 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
         if isinstance(error.cause, RaymlError):
             raise error.cause from None
         raise
+    except ray.exceptions.RayError as error:  # E.g. killed by the system, or by Ray where memory ran out.
+        raise SearchError(
+            f"the process that builds the backbone died ({' '.join(str(error).split())[:200]})",
+            "Is there memory enough on the machine of the driver? Look with `free -m` and `dmesg`, and try again.",
+        ) from None
     return result

@@ -1,9 +1,10 @@
 """The feature pass: every picture that the bank lacks goes through the frozen backbone once, spread over the cluster.
 
 Each node works with one Ray actor on all of its processors, a node with graphics processors with one for each of
-those. The driver hands out chunks of pictures; a finished chunk is a shard of the bank, so that an interrupted pass
-keeps what it finished. Where the bank lies on shared storage the workers write to it, otherwise the driver does.
-Pictures are read where they are computed: on more than one node the folder must lie where all of them see it.
+those. Ray is asked for one processor each, so that a node takes part where others use some of it. The driver hands out
+chunks of pictures; a finished chunk is a shard of the bank, so that an interrupted pass keeps what it finished. Where
+the bank lies on shared storage the workers write to it, otherwise the driver does. Pictures are read where they are
+computed: on more than one node the folder must lie where all of them see it.
 
 A worker that dies loses nothing: its chunk is done again, by itself or by others where its node is gone. A chunk that
 kills workers twice is halved until it is a single picture. A worker's death may take the answer to an earlier chunk
@@ -172,13 +173,14 @@ class _Slot:
     """A place for a worker: a node, or a share of its graphics processors.
 
     Arguments:
-        cpus, gpus: what its worker asks Ray for.
+        threads: what its worker computes with.
+        gpus: what its worker asks Ray for, beside one processor.
         starts: workers here that died before they were ready.
         running: what its worker has been asked for, oldest first; None stands for loading the backbone.
     """
 
     node: Node
-    cpus: int
+    threads: int
     gpus: float
     starts: int = 0
     ready: bool = False
@@ -275,14 +277,14 @@ class _Crew:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options = {
-            "num_cpus": slot.cpus,
+            "num_cpus": 1,  # All of a node's are never free where anything else runs on it.
             "num_gpus": slot.gpus,
             "max_restarts": 0,  # Ray would not say over which picture it died.
             "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node.node_id, soft=False),
         }
         spec, bank = self._spec if slot.gpus else None, self._bank if self._shared else None
         slot.worker = (
-            ray.remote(FeatureWorker).options(**options).remote(self._backbone.image_size_px, slot.cpus, spec, bank)
+            ray.remote(FeatureWorker).options(**options).remote(self._backbone.image_size_px, slot.threads, spec, bank)
         )
         slot.ready, slot.running = False, {slot.worker.load.remote(*self._needed): None}
 

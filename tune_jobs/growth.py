@@ -10,11 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rayml.errors import SearchError
 from tune_jobs.cluster import Node, usable_nodes
 from tune_jobs.config import SearchSettings
+from tune_jobs.records import EpochRow
+from tune_jobs.tracker import Tracker
 
 _POLL_S = 1.0
 # Often enough to see that the job lives, seldom enough for a log.
@@ -54,9 +57,39 @@ class Demand:
         return [dict(one) for _ in range(self.trials)]
 
 
+class Shrinking(Tracker):
+    """Asks the autoscaler for less room as the last trials end, so that machines that have nothing to do can go.
+
+    Arguments:
+        demand: what `room` asked for.
+        trials: of the whole search.
+    """
+
+    name = "autoscaler"
+
+    def __init__(self, demand: Demand, trials: int) -> None:
+        self._demand, self._trials = demand, trials
+        self._ended: set[str] = set()
+
+    def begin(self, number: str, cell: dict[str, Any]) -> None:
+        """See `Tracker`."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """See `Tracker`."""
+
+    def end(self, number: str, status: str) -> None:
+        """See `Tracker`."""
+        from ray.autoscaler.sdk import request_resources
+
+        self._ended.add(number)
+        left = self._trials - len(self._ended)
+        if left < self._demand.trials:
+            request_resources(bundles=replace(self._demand, trials=left).bundles())
+
+
 @contextmanager
 def room(demand: Demand, timeout_s: float, say: Callable[[str], None]) -> Iterator[tuple[Node, ...]]:
-    """Ask the autoscaler for room, wait for it, and keep the request up for as long as the search runs.
+    """Ask the autoscaler for room, wait for it, and keep the request up while the search runs; see `Shrinking`.
 
     Arguments:
         demand: what there should be room for.

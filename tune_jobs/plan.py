@@ -126,7 +126,13 @@ def make_plan(
         cpus = trial_cpus(settings, nodes)
     except SearchError as error:
         if (most := autoscaler_maximum()) and most[0] >= (settings.trial_cpus or 1) and most[1] >= settings.trial_gpus:
-            error.hint = f"The cluster may grow to {most[0]} CPUs and {most[1]} GPUs; wait for it: scale_up_timeout_s."
+            timeout_s = settings.scale_up_timeout_s  # Without a plan alone, the search has waited for its room by now.
+            wait = (
+                f"the search would wait up to {timeout_s:g} s for it"
+                if timeout_s
+                else "wait for it: scale_up_timeout_s"
+            )
+            error.hint = f"The cluster may grow to {most[0]} CPUs and {most[1]} GPUs; {wait}."
         raise
     storage = settings.storage_path
     frozen = find_frozen(spec, cache, storage)

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -38,7 +38,7 @@ from tune_jobs.cluster import Node, keras_backend, on_this_node, ray_cluster
 from tune_jobs.config import END_TO_END, SearchSettings, check_folder, make_settings, read_settings
 from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
-from tune_jobs.growth import Demand, room
+from tune_jobs.growth import Demand, Shrinking, room
 from tune_jobs.mlflow_runs import MLflow, Server
 from tune_jobs.plan import Plan, check_sealable, make_plan
 from tune_jobs.records import TrialRow
@@ -49,6 +49,7 @@ from tune_jobs.runfolder import (
     check_same_search,
     locked,
     read_record,
+    remove_unbegun,
     set_status,
     with_stored,
     write_record,
@@ -56,6 +57,7 @@ from tune_jobs.runfolder import (
 from tune_jobs.sealing import seal, versions
 from tune_jobs.search import Search, SearchResult, run_search
 from tune_jobs.select import Winner, select
+from tune_jobs.tracker import Tracker
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it.
 _OR_RESUME = "--or-resume"
@@ -115,6 +117,7 @@ class _Job:
         spec: the backbone to freeze.
         manifest: the photos; a stage that skips some goes on with a job without them.
         nodes: the machines to search on.
+        mlflow: who follows, if anybody; it has answered once.
         run, cache: both folders, absolute.
         stages: times them.
         progress: is told how they go.
@@ -124,6 +127,7 @@ class _Job:
     spec: BackboneSpec
     manifest: Manifest
     nodes: tuple[Node, ...]
+    mlflow: Server | None
     run: Path
     cache: Path
     stages: Stages
@@ -159,8 +163,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         if record is not None and record["status"] == "finished" and (run / "best").is_dir():
             progress.say(f"{settings.out} is finished: nothing is left to do")
             return _finished(settings, record)
-        if settings.mlflow:
-            Server(settings.mlflow)  # Rather now than after the features.
+        mlflow = Server(settings.mlflow) if settings.mlflow else None  # Rather now than after the features.
         settings = _with_storage(settings)
         if spec.weights == "none":
             progress.say("weights: none were asked for: the backbone is random, so expect little of its features")
@@ -169,17 +172,13 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             for note in make_plan(settings, manifest, spec, nodes, run, cache).notes:
                 progress.say(note)
             if not settings.resume:
-                _make(run)
-                stack.enter_context(locked(run))
+                stack.enter_context(_new(run))
             try:
                 if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
                     write_record(run, {**_asked(settings), "status": "searching", "timings": {}})
-                summary = _run(_Job(settings, spec, manifest, nodes, run, cache, stages, progress))
+                summary = _run(_Job(settings, spec, manifest, nodes, mlflow, run, cache, stages, progress))
             except BaseException as error:
-                if not (run / "history.csv").exists() and not settings.resume:  # Nothing was learned yet.
-                    shutil.rmtree(run)
-                else:
-                    set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 raise
         with stages.stage("report") as said:
             try:
@@ -248,11 +247,25 @@ def _check_keras(settings: SearchSettings) -> None:
         raise UsageError("KERAS_BACKEND=jax needs the package jax. Received: it is not installed", install_hint("jax"))
 
 
-def _make(run: Path) -> None:
+@contextmanager
+def _new(run: Path) -> Iterator[None]:
+    """RUN, made and held for this process; removed again where an error comes before the first epoch."""
     try:
         run.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"--out must be a folder that can be made. Received: {run} ({error.strerror})") from None
+    try:
+        with locked(run):
+            try:
+                yield
+            except BaseException:
+                if not (run / "history.csv").exists():  # Nothing was learned yet.
+                    shutil.rmtree(run, ignore_errors=True)
+                raise
+    finally:
+        # NFS keeps a removed file for as long as it is open, the lock's too, and with it the folder.
+        with suppress(OSError):
+            run.rmdir()
 
 
 def _scan(settings: SearchSettings, stages: Stages, progress: Progress) -> Manifest:
@@ -292,6 +305,12 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
         nodes = stack.enter_context(ray_cluster(settings.address))
         if settings.scale_up_timeout_s and progress:
             nodes = stack.enter_context(room(Demand.of(settings), settings.scale_up_timeout_s, progress.say))
+        if not nodes and settings.scale_up_timeout_s:
+            raise SearchError(
+                "a plan needs a machine to reckon with. Received: a cluster that has none yet",
+                f"The search itself would wait up to {settings.scale_up_timeout_s:g} s for one: start it without "
+                "--dry-run, or plan when there is a worker.",
+            )
         if not nodes:
             raise SearchError(
                 "a machine with a processor was expected in the cluster. Received: none",
@@ -310,6 +329,8 @@ def _run(job: _Job) -> RunSummary:
         said.append(f"{job.spec.name} at {job.spec.image_size_px} px {f'found in {where}' if backbone else 'frozen'}")
         backbone = backbone or on_this_node(freeze, job.spec, job.cache)
         check_sealable(settings, job.manifest, backbone)  # The plan knew less where it was not in the cache.
+        if settings.resume:
+            check_same_backbone(backbone.graph_sha256, read_record(job.run))  # Rather than after the features.
         if settings.storage_path is not None:
             share_frozen(backbone, job.cache, settings.storage_path)
     if settings.mode == END_TO_END:
@@ -391,8 +412,8 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
     }
     if job.settings.resume:
         before = read_record(job.run)
-        check_same_backbone(backbone.graph_sha256, before)
-        # Left out before the pass this time. A run that was killed in its first pass had not come so far.
+        # Photos may have been skipped since. A run that was killed in its first pass had not come so far.
+        check_same_data(job.manifest, before)
         record["data"]["unreadable"] |= before.get("data", {}).get("unreadable", {})
     write_record(job.run, {**record, "status": "searching", "timings": job.stages.seconds})
     return record
@@ -401,7 +422,9 @@ def _begin(job: _Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str,
 def _search(job: _Job, data: TrainingData | PixelData, before_head: Network | None) -> SearchResult:
     settings, run = job.settings, job.run
     with job.stages.stage("search") as said:
-        followers = [MLflow(Server(settings.mlflow), run, settings.to_json())] if settings.mlflow else []
+        followers: list[Tracker] = [MLflow(job.mlflow, run, settings.to_json())] if job.mlflow else []
+        if settings.scale_up_timeout_s:
+            followers.append(Shrinking(Demand.of(settings), settings.trials))
         result = run_search(settings, data, job.nodes, run, job.progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]
@@ -462,14 +485,20 @@ def describe(manifest: Manifest) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the search of a settings file and print its summary as one JSON object; exit codes as of `rayml`."""
+    if "--help" in arguments:
+        print(__doc__, end="")
+        return 0
     files = [argument for argument in arguments if argument != _OR_RESUME]
     if len(files) != 1 or files[0].startswith("-"):
         print(f"Usage: python -m tune_jobs.run CONFIG.yaml [{_OR_RESUME}]", file=sys.stderr)
         return UsageError.exit_code
     try:
         values = read_settings(Path(files[0]))
-        if _OR_RESUME in arguments and "out" in values and Path(str(values["out"])).exists():
-            values["resume"] = True
+        if _OR_RESUME in arguments and "out" in values:
+            out = Path(str(values["out"]))
+            remove_unbegun(out)
+            if out.exists():
+                values["resume"] = True
         settings = make_settings(with_stored(values), files[0])
         print(json.dumps(run_tune(settings, Progress()).to_json()))
     except RaymlError as error:

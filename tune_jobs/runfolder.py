@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from rayml.errors import UsageError
 from tune_jobs.config import SearchSettings
 
 RECORD_FILE = "run.json"
+_DRAFT = "run.json.tmp"
 _LOCK_FILE = ".lock"
 
 # Settings that do not decide what is searched: another machine, another place. All others must be those of the run.
@@ -96,9 +98,31 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full or read-only; the old one stays.
     """
-    draft = run / f"{RECORD_FILE}.tmp"
+    draft = run / _DRAFT
     draft.write_text(json.dumps(record, indent=1) + "\n")
     draft.replace(run / RECORD_FILE)
+
+
+def remove_unbegun(run: Path) -> None:
+    """Remove what is left of a run that ended before it began: at most its lock, half a run.json, and empty folders.
+
+    A folder with any other file in it stays as it is. Files that NFS keeps of others that were open do not count.
+
+    Raises:
+        UsageError: as `locked`.
+    """
+    if not run.is_dir() or any(not path.is_dir() and not _is_left_over(path.name) for path in run.rglob("*")):
+        return
+    with locked(run):
+        if (run / RECORD_FILE).exists():  # Another process has begun there meanwhile.
+            return
+        shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):
+        run.rmdir()
+
+
+def _is_left_over(name: str) -> bool:
+    return name in (_LOCK_FILE, _DRAFT) or name.startswith(".nfs")
 
 
 def set_status(run: Path, status: str) -> None:

@@ -31,6 +31,7 @@ from tune_jobs.standing import Standing
 from tune_jobs.tensorboard import TensorBoard
 from tune_jobs.tracker import Tracker, Trackers
 from tune_jobs.trial import HEAD_KIND, train_head
+from tune_jobs.waiting import Waiting
 
 CHECKPOINTS = "checkpoints"
 
@@ -212,7 +213,9 @@ def run_search(
                 if remaining := search.remaining():
                     feed = Feed(search.scheduler, settings.max_concurrent or 0)
                     known = (search.history, search.scheduler, feed, standing, followers)
-                    _tune(search, remaining, data, network, cpus, feed, Recorder(*known, advance, progress.say))
+                    recorder = Recorder(*known, advance, progress.say)
+                    waiting = Waiting(cpus, settings.trial_gpus, progress.say)
+                    _tune(search, remaining, data, network, cpus, feed, [recorder, waiting])
                 if search.halt.reason or len(search.ended()) < settings.trials:
                     break
         whole = not search.halt.reason and len(search.ended()) == settings.trials
@@ -243,7 +246,7 @@ def _tune(
     network: Network | None,
     cpus: float,
     feed: Feed,
-    recorder: Recorder,
+    callbacks: list[tune.Callback],
 ) -> None:
     """Run cells under Ray Tune. Its own state is of this process alone: a resumed search begins it anew."""
     settings = search.settings
@@ -274,7 +277,7 @@ def _tune(
         run_config=tune.RunConfig(
             name=state.name,
             storage_path=str(search.run.absolute()),
-            callbacks=[recorder],
+            callbacks=callbacks,
             stop=search.halt,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,

@@ -105,6 +105,9 @@ def _trainer(config: dict[str, Any], data: TrainingData | PixelData) -> HeadTrai
         else:
             while len(_trainers) >= KEPT_HEADS:
                 del _trainers[next(iter(_trainers))]
-            found = head_trainer(data, **shape)
+            # The vectors are on the device once, not once for each kind of head.
+            same_data = (kept for (digest, *_), kept in _trainers.items() if digest == data.digest)
+            beside = next((kept for kept in same_data if isinstance(kept, HeadTrainer)), None)
+            found = head_trainer(data, **shape, beside=beside)
     _trainers[key] = found
     return found

@@ -5,7 +5,10 @@ import importlib
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -259,6 +262,26 @@ def test_a_folder_or_nothing_is_no_weights_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.weights.h5", Path("imagnet")):
         with pytest.raises(WeightsError, match="imagenet, none or a file that is there"):
             backbone_spec("mobilenet_v2", str(path))
+
+
+def test_imagenet_weights_are_fetched_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    inside: list[str] = []
+    most: list[int] = []
+
+    def fetch(**arguments: Any) -> Any:
+        inside.append(arguments["weights"])
+        most.append(len(inside))
+        time.sleep(0.2)
+        inside.pop()
+        return SimpleNamespace()
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(build_base, [backbone_spec("mobilenet_v2")] * 3))
+    assert most == [1, 1, 1]
 
 
 def test_imagenet_without_a_network_says_how_to_get_it(tmp_path: Path) -> None:

@@ -333,6 +333,18 @@ def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
     np.testing.assert_array_equal(epoch_order(2, 1, 50), orders[3])
 
 
+def test_two_trainers_hold_the_vectors_once() -> None:
+    data = vectors()
+    first = HeadTrainer(data, size_inner=4)
+    curves = []
+    for trainer in (HeadTrainer(data, size_inner=8, beside=first), HeadTrainer(data, size_inner=8)):
+        trainer.start(seed=1, learning_rate=RATE)
+        curves.append([trainer.run_epoch() for _ in range(2)])
+        shared = trainer._train is first._train and trainer._validation is first._validation
+        assert shared == (len(curves) == 1)
+    assert curves[0] == curves[1]
+
+
 def test_a_state_of_another_head_is_refused() -> None:
     data = vectors()
     small, large = HeadTrainer(data, size_inner=4), HeadTrainer(data, size_inner=5)

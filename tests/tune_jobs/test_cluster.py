@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -37,6 +38,16 @@ def _fail() -> None:
     raise ZeroDivisionError("a bug")
 
 
+def _die() -> None:
+    os._exit(1)
+
+
+def test_a_process_that_dies_is_said_in_a_line(ray_cluster: str) -> None:
+    with pytest.raises(SearchError, match=r"^the process that builds the backbone died \(") as caught:
+        on_this_node(_die)
+    assert "\n" not in caught.value.message and "memory" in caught.value.hint
+
+
 def test_a_call_in_a_process_of_its_own(ray_cluster: str) -> None:
     import ray
 
@@ -55,6 +66,11 @@ def _connect(address: str) -> tuple[str, str]:
         "try:\n    with ray_cluster(sys.argv[1]) as nodes:\n        print(len(nodes))\n        print(nodes[0].cpus)\n"
         "except RaymlError as error:\n    print(type(error).__name__, error.message)\n    print(error.hint)"
     )
+    return _run(code, address)
+
+
+def _run(code: str, address: str) -> tuple[str, str]:
+    """The two lines that a process prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, address], capture_output=True, text=True, check=True, timeout=120
     )
@@ -118,6 +134,17 @@ def test_workers_get_the_backend_of_keras(given: str, passed: str, monkeypatch: 
 
 def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:
     assert _connect(ray_cluster) == ("1", "2")
+
+
+def test_a_submitted_job_may_set_the_same_variables(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = {"runtime_env": {"env_vars": {"KERAS_BACKEND": "tensorflow", "OTHER": "kept"}}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    code = (
+        "import os, sys, ray\nfrom tune_jobs.cluster import on_this_node, ray_cluster\n"
+        "with ray_cluster(sys.argv[1]):\n    print(on_this_node(os.getenv, 'KERAS_BACKEND'))\n"
+        "    print(on_this_node(os.getenv, 'OTHER'))"
+    )
+    assert _run(code, ray_cluster) == ("tensorflow", "kept")
 
 
 @pytest.mark.parametrize(("late", "tries"), [(1, 2), (9, LOCAL_STARTS)])

@@ -24,6 +24,7 @@ from rayml.errors import DataError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
 from rayml.images import load_pixels
+from rayml.progress import Progress
 from rayml.sample import draw
 from tests.conftest import ROOT
 from tests.tune_jobs.small import QUIET, nodes
@@ -103,6 +104,28 @@ def test_only_what_is_missing_is_computed(run: Pass, photos: Path) -> None:
     draw(LABELS[0], 99).save(photos / LABELS[0] / "1.jpg")
     third = run(scan_labelled(photos, LABELS))
     assert (third.computed, third.cached) == (1, 11)
+
+
+class Waits(Progress):
+    """Fails where the pass waits."""
+
+    def say(self, message: str) -> None:
+        assert "waiting" not in message
+
+
+def test_a_machine_takes_part_where_others_use_some_of_it(
+    run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr("tune_jobs.features.SAY_WAITING_AFTER_S", 45.0)
+    taken = placement_group([{"CPU": 1}])
+    try:
+        ray.get(taken.ready(), timeout=WAIT_S)
+        assert run(scan_labelled(photos, LABELS), progress=Waits(quiet=True)).computed == 12
+    finally:
+        remove_placement_group(taken)
 
 
 def test_the_same_new_picture_twice_is_computed_once(run: Pass, photos: Path) -> None:
@@ -337,7 +360,7 @@ def test_a_suspect_is_computed_by_a_worker_with_nothing_else_in_hand() -> None:
 
 def test_slots_share_a_nodes_processors_out() -> None:
     def shape(node: Node, share: float) -> list[tuple[int, float]]:
-        return [(slot.cpus, slot.gpus) for slot in _slots(node, share)]
+        return [(slot.threads, slot.gpus) for slot in _slots(node, share)]
 
     assert shape(Node("a", 8, 0), 1.0) == [(8, 0.0)]
     assert shape(Node("a", 8, 2), 0.0) == [(8, 0.0)]

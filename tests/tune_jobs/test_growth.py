@@ -14,7 +14,7 @@ from rayml.sample import write_sample
 from tests.tune_jobs import small
 from tests.tune_jobs.grow import HEAD_ID
 from tune_jobs.cluster import Node
-from tune_jobs.growth import Demand, await_room
+from tune_jobs.growth import Demand, Shrinking, await_room
 
 
 def machines(*sizes: tuple[int, int]) -> tuple[Node, ...]:
@@ -89,6 +89,18 @@ def test_no_room_at_all_is_an_error() -> None:
     assert "scale_up_timeout_s" in caught.value.hint
     with pytest.raises(SearchError, match="Received: 2 CPUs and 0 GPUs"):
         Growing(most=1).wait(Demand(1, 1, 8), 60)
+
+
+def test_less_is_asked_for_as_the_last_trials_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(len(bundles)))
+    shrinking = Shrinking(Demand(1, 0, 3), trials=5)
+    for number in ("00004", "00001", "00001"):
+        shrinking.end(number, "stopped")
+    assert asked == []
+    for number in ("00000", "00002", "00003"):
+        shrinking.end(number, "finished")
+    assert asked == [2, 1, 0]
 
 
 # A head without processors and a worker type of which there may be two, made by Ray's provider for tests, which starts

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from rayml.errors import SearchError, UsageError, install_hint
+from rayml.progress import Progress
 from rayml.sample import write_sample
 from rayml.training import EpochMetrics
 from tests.clients.environments import environment, surroundings
@@ -52,6 +53,30 @@ def test_an_address_is_shown_and_recorded_without_its_password(tmp_path: Path) -
     assert mlflow_runs._without_password("http://host:5000") == "http://host:5000"
     chosen = settings(tmp_path, mlflow="https://me:secret@host:5000")
     assert "secret" not in json.dumps(chosen.to_json(), default=str)
+
+
+class Once:
+    """A server that answers before the features, and is gone after them."""
+
+    asked = 0
+
+    def __init__(self, uri: str) -> None:
+        Once.asked += 1
+        if Once.asked > 1:
+            raise SearchError("an MLflow server was expected")
+        self.client, self.experiment = Refusing(), "1"
+
+
+def test_a_search_goes_on_without_a_server_that_is_gone_after_the_features(
+    tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sample(tmp_path / "photos", train_per_class=2, validation_per_class=1)
+    monkeypatch.setattr("tune_jobs.run.Server", Once)
+    monkeypatch.setattr(MLflow, "_open", lambda self: self._client.create_run())
+    small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 1, "trial_cpus": 2}
+    done = run_tune(settings(tmp_path, mlflow="http://127.0.0.1:1", **small), Progress())
+    assert [trial.status for trial in done.trials] == ["finished"]
+    assert "mlflow: the server failed (ConnectionError: " in capsys.readouterr().err
 
 
 class Refusing:

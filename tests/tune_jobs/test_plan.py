@@ -203,6 +203,10 @@ def test_what_cannot_be_done_ends_with_the_arithmetic(
     with pytest.raises(SearchError, match="a trial needs 64 CPUs") as caught:
         plan(tmp_path, trial_cpus=64)
     assert caught.value.hint == "The cluster may grow to 128 CPUs and 0 GPUs; wait for it: scale_up_timeout_s."
+    with pytest.raises(SearchError, match="a trial needs 64 CPUs") as caught:
+        plan(tmp_path, trial_cpus=64, address="auto", scale_up_timeout_s=900)
+    grown = "The cluster may grow to 128 CPUs and 0 GPUs; the search would wait up to 900 s for it."
+    assert caught.value.hint == grown
     with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 8\.2 "):
         plan(tmp_path, (Node("a", 2, 0, GB // 2),))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))

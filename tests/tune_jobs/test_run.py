@@ -33,6 +33,7 @@ from rayml.report.run import read_run
 from rayml.sample import write_sample
 from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
+from tune_jobs.features import PassResult
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
 from tune_jobs.runfolder import locked, with_stored, write_record
 from tune_jobs.select import Winner, select
@@ -287,6 +288,27 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     assert not (run / ".lock").exists()
 
 
+def test_what_has_changed_is_refused_when_it_is_known(
+    summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backbone before the feature pass, and photos that the pass skips before the trials."""
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    record = {**json.loads((run / "run.json").read_text()), "status": "failed"}
+    changed = {**record, "backbone": {**record["backbone"], "graph_sha256": "0" * 64}}
+    write_record(run, changed)
+    skipped = sorted((folder / "photos" / "train" / "hat").iterdir())[0].relative_to(folder / "photos").as_posix()
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="--resume needs the backbone of the run"):
+        patch.setattr("tune_jobs.run.feature_pass", None)
+        run_tune(one_at_a_time(folder, out=run, resume=True), QUIET)
+
+    write_record(run, record)
+    passed = PassResult(0, 179, {skipped: "cut off"}, 0.0, "")
+    monkeypatch.setattr("tune_jobs.run.feature_pass", lambda *_, **__: passed)
+    with pytest.raises(UsageError, match=r"Received: train/hat: 11 photos where the run had 12"):
+        run_tune(one_at_a_time(folder, out=run, resume=True, skip_unreadable=True), QUIET)
+    assert json.loads((run / "run.json").read_text())["data"] == record["data"]
+
+
 def test_a_run_goes_on_with_its_own_backend(
     summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +377,48 @@ def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
     assert (record["status"], record["data"]["unreadable"]) == ("finished", {})
 
 
+def test_an_error_before_the_first_epoch_is_said_where_the_folder_cannot_be_removed(
+    folder: Path,
+    tmp_path: Path,
+    ray_cluster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on NFS, which keeps the lock's file while it is open; a job's next attempt begins anew."""
+
+    def fail(job: Any) -> Any:
+        raise SearchError("no machine is left for the feature pass")
+
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        rmtree(path, ignore_errors=ignore_errors)
+        path.mkdir(exist_ok=True)
+        (path / ".nfs0001").touch()
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    rmtree = shutil.rmtree
+    chosen = one_at_a_time(tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(SearchError, match="no machine is left"):
+        patch.setattr("tune_jobs.run._run", fail)
+        patch.setattr("tune_jobs.run.shutil.rmtree", remove)
+        run_tune(chosen, QUIET)
+    assert [path.name for path in chosen.out.iterdir()] == [".nfs0001"]
+
+    values = {"data": folder / "photos", "cache": folder / "cache", "out": chosen.out, "backbone": "tiny"}
+    small: dict[str, Any] = {"size_inner": 4, "learning_rate": 0.05, "epochs": 1, "grace_period": 1}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**{name: str(value) for name, value in values.items()}, **small}))
+    assert main([str(path), "--or-resume"]) == 0, capsys.readouterr().err
+    # A folder with anything else in it is not touched.
+    other = tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    (other / "deep" / "notes.txt").write_text("mine")
+    path.write_text(yaml.safe_dump({"data": "photos", "out": str(other)}))
+    assert main([str(path), "--or-resume"]) == 2
+    assert "holds no run.json" in capsys.readouterr().err
+    assert (other / "deep" / "notes.txt").read_text() == "mine"
+
+
 def test_a_score_that_rounding_decides_is_said(
     folder: Path,
     tmp_path: Path,
@@ -392,6 +456,16 @@ def test_a_plan_is_refused_where_the_run_would_be(summary: RunSummary, folder: P
     with pytest.raises(UsageError, match="--resume needs the photos of the run"):
         plan_tune(one_at_a_time(folder, out=summary.run, resume=True, data=tmp_path / "other"), QUIET)
     assert plan_tune(one_at_a_time(folder, out=summary.run, resume=True), QUIET).trials == 4
+
+
+def test_a_plan_on_a_cluster_that_has_no_machine_yet(
+    folder: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_jobs.cluster.usable_nodes", tuple)
+    chosen = one_at_a_time(folder, out=tmp_path / "run", address=ray_cluster, scale_up_timeout_s=900.0)
+    with pytest.raises(SearchError, match="Received: a cluster that has none yet") as caught:
+        plan_tune(chosen, QUIET)
+    assert "would wait up to 900 s" in caught.value.hint
 
 
 def test_errors_leave_no_run(folder: Path, tmp_path: Path, ray_cluster: str) -> None:
@@ -491,10 +565,17 @@ def test_a_search_with_keras_on_jax(folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["keras_backend"] == "jax"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["a", "b"], ["--or-resume"], ["a", "--resume"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--or-resume"], ["a", "--resume"]])
 def test_how_the_job_is_called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.strip() == "Usage: python -m tune_jobs.run CONFIG.yaml [--or-resume]"
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr()
+    assert "python -m tune_jobs.run CONFIG.yaml" in printed.out and "--or-resume" in printed.out
+    assert printed.err == ""
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from rayml.errors import SearchError
 from rayml.metrics import accuracy, cross_entropy
+from rayml.progress import Progress
 from tests.tune_jobs.small import QUIET, nodes, one_at_a_time, settings, vectors
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
@@ -114,6 +115,29 @@ def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Pat
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["cells.csv", "checkpoints", "history.csv", "ledger.jsonl", "ray", "tensorboard", "trials.csv"]
     assert result.checkpoints["00000"] == tmp_path / "run" / "checkpoints" / "00000"
+
+
+def test_a_search_that_cannot_begin_says_why(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    said: list[str] = []
+
+    class Told(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+            if "no trial has run" in line:
+                remove_placement_group(taken)
+
+    monkeypatch.setattr("tune_jobs.waiting.SAY_AFTER_S", 2.0)
+    chosen = one_at_a_time(tmp_path, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
+    chosen.out.mkdir()
+    taken = placement_group([{"CPU": 1}])
+    ray.get(taken.ready(), timeout=60)
+    result = run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, Told())
+    assert [trial.status for trial in result.trials] == ["finished"]
+    waits = "search: no trial has run for 2 s: waiting for the cluster to have processors free"
+    assert [line for line in said if "no trial" in line] == [waits]
 
 
 ONE, TWO, GPU = Node("a", 2, 0), Node("b", 8, 0), Node("c", 4, 2)
