@@ -127,13 +127,14 @@ def switch(
     """
     assert state.live is not None
     old, version = registry.state(name), state.live
+    digest = registry.digest(name, version)
     known = {replica.replica: replica for replica in reports(registry, name)}
     if known and old.live != version:
         say(f"{len(known)} replica{'s' if len(known) > 1 else ''} make version {version} ready ...")
         registry.write_state(name, replace(old, candidate=version))
         try:
             hint = "nothing has changed for clients; the version stays stored and is not live"
-            _await_all(registry, name, version, known, lambda r: version in r.ready, "ready", hint, timeout_s)
+            _await_all(registry, name, version, digest, known, lambda r: version in r.ready, "ready", hint, timeout_s)
         except BaseException:
             registry.write_state(name, replace(old, candidate=None))
             raise
@@ -145,7 +146,9 @@ def switch(
         again = "no version" if old.live is None else f"version {old.live}"
         hint = f"the replicas that were that far have answered with it meanwhile; {again} is live again"
     try:
-        return _await_all(registry, name, version, known, lambda r: r.live == str(version), "live", hint, timeout_s)
+        return _await_all(
+            registry, name, version, digest, known, lambda r: r.live == str(version), "live", hint, timeout_s
+        )
     except ServerError:
         registry.write_state(name, replace(old, candidate=None))
         raise
@@ -155,6 +158,7 @@ def _await_all(
     registry: Registry,
     name: str,
     version: int,
+    digest: str,
     known: dict[str, Report],
     arrived: Callable[[Report], bool],
     what: str,
@@ -172,7 +176,10 @@ def _await_all(
         for ended in [replica for replica in known if has_ended(registry, name, replica)]:
             del known[ended]
         for replica in known.values():
-            if (reason := replica.failed.get(str(version))) is not None:
+            reason = replica.failed.get(str(version))
+            if replica.live == str(version) and replica.bundle != digest:
+                reason = "it answers with another bundle under this number, whose folder has been changed"
+            if reason is not None:
                 raise ServerError(
                     f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
                     hint,

@@ -129,7 +129,7 @@ class Server:
         else:
             registry, name = Registry(self._folder / "models"), opened.record.name
             with registry.writing():
-                registry.write_state(name, State(live=registry.add(opened, linked=True)))
+                registry.write_state(name, State(live=registry.add(opened, lasting=False)))
         environment.enter(self._folder, self.settings)
         pipe = self._folder / "log"
         LogReader(pipe, sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -307,6 +308,18 @@ def test_a_replica_that_never_changes_to_what_it_made_ready(registry: Registry, 
     assert "have answered with it meanwhile; version 1 is live again" in caught.value.hint
     assert registry.state(NAME) == State(live=1)
     _until(lambda: _version(models) == "1")
+
+
+def test_another_bundle_under_the_number_that_is_live_is_not_taken_for_it(
+    registry: Registry, replica: Replica, bundles: dict[str, Bundle]
+) -> None:
+    models = replica()
+    stored = registry.path(NAME, 1)
+    shutil.rmtree(stored)
+    shutil.copytree(bundles["wrong"].path, stored)
+    with pytest.raises(ServerError, match="another bundle under this number"), registry.writing():
+        switch(registry, NAME, registry.state(NAME), timeout_s=3.0)
+    assert models.live.facts.identity.bundle == bundles["1"].digest
 
 
 def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replica) -> None:
