@@ -210,24 +210,13 @@ class Models:
         if shadow is not None and model is self._live:
             shadow.offer(source, pixels, label, seconds)
 
-    def follow(self, source: Source, wait: bool = False) -> None:
+    def follow(self, source: Source) -> None:
         """Take versions from another place; what answers now goes on until that place's live version is ready.
 
         Arguments:
             source: the place, of the same model.
-            wait: return only when it is, or raise.
-
-        Raises:
-            RaymlError: it waited for a version that does not load.
         """
-        self._source = source  # Without the lock, which is held while a version loads: an event loop may call this.
-        if wait:
-            with self._lock:
-                self._step()
-                wanted = source.state().live
-                if wanted != self._live_version:
-                    reason = self._failed.get(wanted or 0, (0.0, "none is live"))[1]
-                    raise UsageError(f"version {wanted} of {self.name} must be ready. Received: {reason}")
+        self._source = source  # Without the lock, which is held while a version loads: an event loop calls this.
         self._wake.set()
 
     def stop(self) -> None:
@@ -354,5 +343,6 @@ class Models:
                     "ready": [] if live is None else sorted({self._live_version, *self._others}),
                     "failed": {str(number): reason for number, (_, reason) in self._failed.items()},
                     "shadow": None if self._shadow is None else self._shadow.figures(),
+                    "pinned": self._source.pinned is not None,
                 }
             )

@@ -42,6 +42,7 @@ class Report:
         ready: the versions that it could answer with at once.
         failed: version -> why it cannot be loaded.
         shadow: `ShadowRun.figures`, or None.
+        pinned: whether it keeps its version whatever is made live.
     """
 
     replica: str
@@ -50,6 +51,7 @@ class Report:
     ready: tuple[int, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     shadow: dict[str, Any] | None = None
+    pinned: bool = False
 
 
 class Reporter:
@@ -133,6 +135,7 @@ def reports(registry: Registry, name: str) -> list[Report]:
                     tuple(content["ready"]),
                     dict(content["failed"]),
                     content["shadow"],
+                    bool(content.get("pinned")),  # Replicas of an older rayml do not say.
                 )
             )
         except (OSError, ValueError, KeyError, TypeError):

@@ -212,13 +212,13 @@ def test_nothing_is_live(registry: Registry) -> None:
 
 def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
     models = replica()
-    models.follow(RegistrySource(registry, NAME, pinned=3), wait=True)
-    assert _version(models) == "3"
+    models.follow(RegistrySource(registry, NAME, pinned=3))
+    _until(lambda: _version(models) == "3")
     _set(registry, State(live=2, before=(1,)))
     time.sleep(1.2)
     assert _version(models) == "3"
-    with pytest.raises(UsageError, match="golden"):
-        models.follow(RegistrySource(registry, NAME, pinned=5), wait=True)
+    models.follow(RegistrySource(registry, NAME, pinned=5))
+    _until(lambda: "5" in reports(registry, NAME)[0].failed)
     assert _version(models) == "3"
     models.follow(RegistrySource(registry, NAME))
     _until(lambda: _version(models) == "2")
@@ -320,6 +320,20 @@ def test_another_bundle_under_the_number_that_is_live_is_not_taken_for_it(
     with pytest.raises(ServerError, match="another bundle under this number"), registry.writing():
         switch(registry, NAME, registry.state(NAME), timeout_s=3.0)
     assert models.live.facts.identity.bundle == bundles["1"].digest
+
+
+def test_a_pinned_replica_is_not_waited_for(registry: Registry, replica: Replica) -> None:
+    pinned, other = replica(), replica()
+    pinned.follow(RegistrySource(registry, NAME, pinned=3))
+    _until(lambda: [report.live for report in reports(registry, NAME) if report.pinned] == ["3"])
+    said: list[str] = []
+    with registry.writing():
+        assert switch(registry, NAME, registry.state(NAME).with_live(2), said.append, timeout_s=10.0) == 1
+    assert (_version(pinned), _version(other)) == ("3", "2")
+    assert said == [
+        "Left out: 1 replica that a Serve config file pins to a version.",
+        "1 replica make version 2 ready ...",
+    ]
 
 
 def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replica) -> None:
