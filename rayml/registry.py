@@ -136,10 +136,23 @@ class Registry:
     def find(self, name: str, digest: str) -> int | None:
         """The version that is the bundle with this digest, if one is."""
         for version in reversed(self.versions(name)):
-            with contextlib.suppress(OSError):
-                if hashlib.sha256((self.path(name, version) / RECORD).read_bytes()).hexdigest() == digest:
+            with contextlib.suppress(RegistryError):
+                if self.digest(name, version) == digest:
                     return version
         return None
+
+    def digest(self, name: str, version: int) -> str:
+        """The sha256 hex of a version's bundle.json, which seals its other files.
+
+        Raises:
+            UsageError: there is no such version.
+            RegistryError: it cannot be read.
+        """
+        path = self.path(name, version)
+        try:
+            return _digest(path)
+        except OSError as error:
+            raise RegistryError(f"{path / RECORD} must be readable. Received: {error.strerror}") from None
 
     @contextlib.contextmanager
     def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -169,14 +182,14 @@ class Registry:
             self._writing = False
             os.close(descriptor)  # Gives the lock back too.
 
-    def add(self, bundle: Bundle, name: str | None = None, *, linked: bool = False) -> int:
+    def add(self, bundle: Bundle, name: str | None = None, *, lasting: bool = True) -> int:
         """Store a bundle as the next version, without making it live; one that is there already keeps its number.
 
         Arguments:
             bundle: what to copy; it is verified again where it arrives.
             name: the model's name, the bundle's own by default.
-            linked: do not copy but link to it, under the number that its own bundle.json says; for a registry that
-                lasts no longer than a process.
+            lasting: False for an empty registry that lasts no longer than a process: the copy is not forced to disk
+                and is left to its reader to verify, and its number is what its own bundle.json says.
 
         Raises:
             UsageError: no name for a model.
@@ -192,20 +205,17 @@ class Registry:
         if known and (same := self.find(name, bundle.digest)) is not None:
             Bundle.open(self.path(name, same))  # It may have been damaged since.
             return same
-        number = bundle.record.version if linked else max(known, default=0) + 1
+        number = max(known, default=0) + 1 if lasting else bundle.record.version
         partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         with self._readably():
             folder.mkdir(exist_ok=True)
             sync_folder(self.root)
-            if linked:
-                partial.symlink_to(bundle.path, target_is_directory=True)
-            else:
-                try:
-                    _copy(bundle, partial)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        shutil.rmtree(partial)
-                    raise
+            try:
+                _copy(bundle, partial, lasting)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(partial)
+                raise
             partial.rename(folder / str(number))
             sync_folder(folder)
         return number
@@ -283,17 +293,23 @@ def find_bundle(run: str | Path) -> Bundle:
     return Bundle.open(path)
 
 
-def _copy(bundle: Bundle, target: Path) -> None:
-    """The bundle's files, forced to disk, verified where they arrived."""
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / RECORD).read_bytes()).hexdigest()
+
+
+def _copy(bundle: Bundle, target: Path, lasting: bool) -> None:
+    """The bundle's files; where they are to last, forced to disk and verified where they arrived."""
     (target / GOLDEN).mkdir(parents=True)
     for name in (*bundle.record.files, RECORD):
         with (bundle.path / name).open("rb") as source, (target / name).open("xb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-    sync_folder(target / GOLDEN)
-    sync_folder(target)
-    arrived = Bundle.open(target).digest
+            if lasting:
+                copy.flush()
+                os.fsync(copy.fileno())
+    if lasting:
+        sync_folder(target / GOLDEN)
+        sync_folder(target)
+    arrived = Bundle.open(target).digest if lasting else _digest(target)
     if arrived != bundle.digest:
         raise BundleError(
             f"{bundle.path} must not change while it is copied. Received: another bundle.json", "try again"

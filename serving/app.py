@@ -10,8 +10,8 @@ little on a CPU (`rayml.engines.base`). Use it from a Serve config file as
         args: {models: /models, name: clothing}
         deployments: [{name: Classifier, user_config: {version: 3}}]
 
-where a change of the version alone is a hot swap in the running replicas, or through `serving.run`, which also starts
-Ray and the proxy in front.
+where a change of the version alone, or leaving it out, is a hot swap in the running replicas, or through `serving.run`,
+which also starts Ray and the proxy in front.
 """
 
 # No `from __future__ import annotations` here: Serve reads the annotation of `build`'s argument to validate it, and
@@ -39,7 +39,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.replicas import Reporter
 from serving.service import Call, ClientGone, Service
-from serving.sources import BundleSource, RegistrySource
+from serving.sources import BundleSource, RegistrySource, Source
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -48,10 +48,14 @@ APP_NAME = "rayml"
 # Ray's own admission comes after ours, which answers in JSON and before the body is read: Ray lets more requests in
 # than we hold, so that health questions and refusals pass while all places are taken.
 _RAY_HEADROOM = 64
+_NOT_READY = '{"error":{"code":"not_ready","message":"No replica is ready; try again."}}'
 
 
 class Classifier:
-    """Answers HTTP requests with one model; ready once its live version has reproduced its golden pictures.
+    """Answers HTTP requests with one model; ready once what is to answer has reproduced its golden pictures.
+
+    Which version that is, `reconfigure` says, which Serve calls a first time as the last part of the start: nothing is
+    loaded before.
 
     Arguments:
         source: the folder of a bundle, or of models, on the replica's machine.
@@ -63,9 +67,8 @@ class Classifier:
         name: which model of the folder of models, where it holds several.
 
     Raises:
-        BundleError: the bundle is damaged, or its model does not give here what it gave when it was trained.
         RegistryError: the folder of models is damaged.
-        UsageError: there is no such model, no version of it is live, or the API keys or allowed hosts are wrong.
+        UsageError: there is no such model, or a limit is out of range.
     """
 
     def __init__(
@@ -78,18 +81,26 @@ class Classifier:
         precision: str = "float32",
         name: str | None = None,
     ) -> None:
-        bounds, rules = RequestLimits(**limits), Access(**(access or {}))
+        self._source, self._engine, self._threads, self._precision = source, engine, threads, precision
+        self._bounds, self._rules = RequestLimits(**limits), Access(**(access or {}))
         self._registry = Registry(source) if Registry.is_one(Path(source)) else None
+        self._name = "" if self._registry is None else self._registry.one_name(name)
+        self._models: Models | None = None
+        self.service: Service | None = None
+
+    def _start(self, version: int | None) -> None:
+        """Load the pinned or the live version and get ready to answer with it."""
+        bounds, rules = self._bounds, self._rules
+        source: Source
         if self._registry is None:
-            self._models = Models(BundleSource(Bundle.open(source)), engine, threads, bounds, precision=precision)
+            source, reporter = BundleSource(Bundle.open(self._source)), None
         else:
-            name = self._registry.one_name(name)
-            followed, reporter = RegistrySource(self._registry, name), Reporter(self._registry, name)
-            self._models = Models(followed, engine, threads, bounds, reporter, precision)
-        self._configured = False
-        self.service = Service(
+            source = RegistrySource(self._registry, self._name, version)
+            reporter = Reporter(self._registry, self._name)
+        self._models = Models(source, self._engine, self._threads, bounds, reporter, self._precision)
+        service = Service(
             self._models,
-            threads,
+            self._threads,
             bounds,
             Fetcher(rules.allow_url_hosts, bounds.max_image_bytes),
             None if rules.api_key_file is None else ApiKeys(Path(rules.api_key_file)),
@@ -97,31 +108,44 @@ class Classifier:
             RequestLog(None if rules.log_pipe is None else Path(rules.log_pipe), rules.access_log),
         )
         # Every thread runs the whole path once, so that no client waits for the first use of anything.
-        self._models.start(self.service.warm_up)
+        self._models.start(service.warm_up)
+        self.service = service
         give_back_freed()
         give_back_code()
 
     def __del__(self) -> None:
         """Serve calls this when it ends a replica."""
-        if hasattr(self, "_models"):
-            self._models.stop()
+        models: Models | None = getattr(self, "_models", None)
+        if models is not None:
+            models.stop()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """What a Serve config file says under `user_config`: `{version: N}` pins a version, `{}` follows live.json.
 
-        A replica that runs is back at once, since Serve sends it no requests meanwhile; the version takes over when it
-        is ready, and one that does not load never does.
+        The first call is the end of the start, which fails where the version does not load. A replica that runs is
+        back at once, since Serve sends it no requests meanwhile; the version takes over when it is ready, and one that
+        does not load never does.
+
+        Raises:
+            BundleError: at the start, the bundle is damaged, or its model does not give here what it gave when it was
+                trained.
+            RegistryError: at the start, the folder of models is damaged.
+            UsageError: a version of a bundle alone; at the start, no version is live, there is no such version, or the
+                API keys or allowed hosts are wrong.
         """
         version = UserConfig(**user_config).version
-        if self._registry is None:
-            if version is not None:
-                raise UsageError("user_config.version needs args.models. Received: args.bundle")
-            return
-        self._models.follow(RegistrySource(self._registry, self._models.name, version), wait=not self._configured)
-        self._configured = True
+        if self._registry is None and version is not None:
+            raise UsageError("user_config.version needs args.models. Received: args.bundle")
+        if self.service is None:
+            self._start(version)
+        elif self._registry is not None and self._models is not None:
+            self._models.follow(RegistrySource(self._registry, self._name, version))
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
+        if self.service is None:  # Serve opens the replica's port before the first `reconfigure`.
+            retry_after = {"retry-after": str(self._bounds.retry_after_s)}
+            return Response(_NOT_READY, 503, retry_after, "application/json")
         scope = request.scope
 
         async def body() -> AsyncIterator[bytes]:
@@ -225,6 +249,9 @@ def build(arguments: AppArguments) -> "Application":
         max_constructor_retry_count=arguments.start_attempts,
         max_ongoing_requests=limits.max_in_flight + _RAY_HEADROOM,
         max_queued_requests=_RAY_HEADROOM,
+        # Serve calls `reconfigure` only where this is not None: as the end of each start, and when a config file that
+        # pinned a version no longer does, for what a file leaves out is taken from here.
+        user_config={},
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=limits.retry_after_s),
         # The cores are shared with whatever else runs on the node; the pool's size is what bounds a replica.
         ray_actor_options={"num_cpus": 0},

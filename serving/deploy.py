@@ -109,13 +109,14 @@ def switch(
     """Put a state with another live version in force; inside `registry.writing()`.
 
     All replicas load, verify and warm the version while they answer with the old one. Only when each of them is ready
-    does live.json change; if one of them cannot have it, it does not, and no client has seen the version.
+    does live.json change; if one of them cannot have it, it does not, and no client has seen the version. Replicas that
+    are pinned to a version keep it, and nobody waits for them.
 
     Arguments:
         registry: MODELS.
         name: the model.
         state: the new state; its `live` is the version to go to.
-        say: told what is waited for.
+        say: told what is waited for, and who is not.
         timeout_s: seconds for each of the two steps.
 
     Returns:
@@ -127,13 +128,17 @@ def switch(
     """
     assert state.live is not None
     old, version = registry.state(name), state.live
-    known = {replica.replica: replica for replica in reports(registry, name)}
+    digest = registry.digest(name, version)
+    found = reports(registry, name)
+    known = {replica.replica: replica for replica in found if not replica.pinned}
+    if pinned := len(found) - len(known):
+        say(f"Left out: {pinned} replica{'s' if pinned > 1 else ''} that a Serve config file pins to a version.")
     if known and old.live != version:
         say(f"{len(known)} replica{'s' if len(known) > 1 else ''} make version {version} ready ...")
         registry.write_state(name, replace(old, candidate=version))
         try:
             hint = "nothing has changed for clients; the version stays stored and is not live"
-            _await_all(registry, name, version, known, lambda r: version in r.ready, "ready", hint, timeout_s)
+            _await_all(registry, name, version, digest, known, lambda r: version in r.ready, "ready", hint, timeout_s)
         except BaseException:
             registry.write_state(name, replace(old, candidate=None))
             raise
@@ -145,7 +150,9 @@ def switch(
         again = "no version" if old.live is None else f"version {old.live}"
         hint = f"the replicas that were that far have answered with it meanwhile; {again} is live again"
     try:
-        return _await_all(registry, name, version, known, lambda r: r.live == str(version), "live", hint, timeout_s)
+        return _await_all(
+            registry, name, version, digest, known, lambda r: r.live == str(version), "live", hint, timeout_s
+        )
     except ServerError:
         registry.write_state(name, replace(old, candidate=None))
         raise
@@ -155,13 +162,14 @@ def _await_all(
     registry: Registry,
     name: str,
     version: int,
+    digest: str,
     known: dict[str, Report],
     arrived: Callable[[Report], bool],
     what: str,
     hint: str,
     timeout_s: float,
 ) -> int:
-    """Wait until every replica has arrived that has not ended; the number of them.
+    """Wait until every replica has arrived that has not ended and is not pinned; the number of them.
 
     One that is silent has not ended: it may go on with another version than the others. `known` has the last word of
     each, and is kept up to date.
@@ -169,10 +177,13 @@ def _await_all(
     deadline = time.monotonic() + timeout_s
     while True:
         known.update((replica.replica, replica) for replica in reports(registry, name))
-        for ended in [replica for replica in known if has_ended(registry, name, replica)]:
-            del known[ended]
+        for other in [r.replica for r in known.values() if r.pinned or has_ended(registry, name, r.replica)]:
+            del known[other]
         for replica in known.values():
-            if (reason := replica.failed.get(str(version))) is not None:
+            reason = replica.failed.get(str(version))
+            if replica.live == str(version) and replica.bundle != digest:
+                reason = "it answers with another bundle under this number, whose folder has been changed"
+            if reason is not None:
                 raise ServerError(
                     f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
                     hint,

@@ -30,7 +30,8 @@ class RequestLimits:
             tells it from each picture's header: a few MB for an ordinary photo, at worst 9 bytes a pixel, for WebP 17.
             The next ones wait; one that is above it alone is decoded when no other is. 1 GiB holds a largest picture
             of any kind.
-        max_buffered_bytes: bodies that a replica holds at once, altogether; the next ones are answered 503.
+        max_buffered_bytes: bodies and fetched pictures that a replica holds at once, altogether; the next ones are
+            answered 503.
         deadline_s: seconds from a request's arrival to its answer, its body and what it fetches included, counted by
             the replica itself; no header of a client moves it.
         fetch_deadline_s: seconds of it that fetching pictures by URL may take.

@@ -39,6 +39,8 @@ _OTHERS = 1
 # A version that had to make room, or could not be loaded, is not loaded again at once: a stranger who asks for two in
 # turn, or for a damaged one again and again, keeps no core busy.
 _RELOAD_S = 10.0
+# Nor is any version loaded because a request names it, so soon after another one was: there may be many to ask for.
+_NEXT_LOAD_S = 5.0
 # A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
 _RETRY_S = 30.0
 
@@ -122,6 +124,7 @@ class Models:
         self._lock = threading.RLock()  # What is loaded changes hands under it; loading takes about a second.
         self._others: dict[int, ServedModel] = {}  # Least recently used first.
         self._opened_at: dict[int, float] = {}  # Whether it could be loaded or not.
+        self._loaded_for_a_request_at = -_NEXT_LOAD_S
         self._failed: dict[int, tuple[float, str]] = {}
         self._candidate: int | None = None
         self._shadow: ShadowRun | None = None
@@ -175,13 +178,9 @@ class Models:
         found = self._others.get(number)
         if found is not None and found.facts.identity.version == version:
             return found
-        try:
-            if str(number) != version:  # 007 is no other name for 7.
-                raise UsageError("another spelling")
-            self._source.path(number)
-        except UsageError:
-            message = f"{self.name} has no such version."
-            raise InputError(message, status=404, code="unknown_version") from None
+        if str(number) != version:  # 007 is no other name for 7.
+            raise self._unknown_version()
+        # Not on the event loop, which would answer nobody while a shared disk hangs.
         return await asyncio.get_running_loop().run_in_executor(self._loader, self._on_demand, number)
 
     def versions(self, name: str) -> list[ModelFacts]:
@@ -210,24 +209,13 @@ class Models:
         if shadow is not None and model is self._live:
             shadow.offer(source, pixels, label, seconds)
 
-    def follow(self, source: Source, wait: bool = False) -> None:
+    def follow(self, source: Source) -> None:
         """Take versions from another place; what answers now goes on until that place's live version is ready.
 
         Arguments:
             source: the place, of the same model.
-            wait: return only when it is, or raise.
-
-        Raises:
-            RaymlError: it waited for a version that does not load.
         """
-        self._source = source  # Without the lock, which is held while a version loads: an event loop may call this.
-        if wait:
-            with self._lock:
-                self._step()
-                wanted = source.state().live
-                if wanted != self._live_version:
-                    reason = self._failed.get(wanted or 0, (0.0, "none is live"))[1]
-                    raise UsageError(f"version {wanted} of {self.name} must be ready. Received: {reason}")
+        self._source = source  # Without the lock, which is held while a version loads: an event loop calls this.
         self._wake.set()
 
     def stop(self) -> None:
@@ -242,7 +230,16 @@ class Models:
         if self._reporter is not None:
             self._reporter.remove()
 
+    def _unknown_version(self) -> InputError:
+        return InputError(f"{self.name} has no such version.", status=404, code="unknown_version")
+
     def _on_demand(self, number: int) -> ServedModel:
+        try:
+            self._source.path(number)
+        except UsageError:
+            raise self._unknown_version() from None
+        except RaymlError:  # The folder is away, or holds what is not ours.
+            raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
         with self._lock:
             for loaded in (self._live, *self._others.values()):
                 if loaded.facts.identity.version == str(number):
@@ -250,14 +247,20 @@ class Models:
                     if loaded is not self._live:
                         self._others[number] = loaded  # Used last.
                     return loaded
-            if time.monotonic() - self._opened_at.get(number, -_RELOAD_S) < _RELOAD_S:
-                message = "That version had to make room or cannot be loaded; try again."
+            now = time.monotonic()
+            if (
+                now - self._opened_at.get(number, -_RELOAD_S) < _RELOAD_S
+                or now - self._loaded_for_a_request_at < _NEXT_LOAD_S
+            ):
+                message = "That version had to make room or cannot be loaded, or another has just been; try again."
                 raise InputError(message, status=503, code="version_not_loaded")
             try:
                 return self._open_other(number)
             except RaymlError as error:
                 _log.error("Version %d of %s does not load: %s", number, self.name, error.message)
                 raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
+            finally:
+                self._loaded_for_a_request_at = time.monotonic()
 
     def _open(self, number: int) -> ServedModel:
         try:
@@ -354,5 +357,6 @@ class Models:
                     "ready": [] if live is None else sorted({self._live_version, *self._others}),
                     "failed": {str(number): reason for number, (_, reason) in self._failed.items()},
                     "shadow": None if self._shadow is None else self._shadow.figures(),
+                    "pinned": self._source.pinned is not None,
                 }
             )

@@ -38,16 +38,20 @@ class Report:
     Arguments:
         replica: its file's name, host and process id.
         live: the version that it answers with, or None while it starts.
+        bundle: that version's digest, "" while it starts.
         ready: the versions that it could answer with at once.
         failed: version -> why it cannot be loaded.
         shadow: `ShadowRun.figures`, or None.
+        pinned: whether it keeps its version whatever is made live.
     """
 
     replica: str
     live: str | None
+    bundle: str = ""
     ready: tuple[int, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     shadow: dict[str, Any] | None = None
+    pinned: bool = False
 
 
 class Reporter:
@@ -127,9 +131,11 @@ def reports(registry: Registry, name: str) -> list[Report]:
                 Report(
                     path.stem,
                     None if live is None else str(live["version"]),
+                    "" if live is None else str(live["bundle"]),
                     tuple(content["ready"]),
                     dict(content["failed"]),
                     content["shadow"],
+                    bool(content.get("pinned")),  # Replicas of an older rayml do not say.
                 )
             )
         except (OSError, ValueError, KeyError, TypeError):

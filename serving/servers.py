@@ -42,21 +42,25 @@ def noted(url: str, models: Path, name: str) -> Iterator[None]:
     """Leave a note of a server of this process while it runs.
 
     Raises:
-        ServerError: the folder for notes is another user's.
+        ServerError: the folder for notes is another user's, or the disk refused.
     """
     pid = os.getpid()
     path = _folder() / f"{pid}.json"
     note = RunningServer(url, str(models), name, pid, _started(pid))
     draft = path.with_suffix(".tmp")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(note), file)
-    draft.replace(path)
+    try:
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(note), file)
+        draft.replace(path)
+    except OSError as error:
+        raise ServerError(f"{path} must be writable. Received: {error.strerror}") from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # A note that stays is removed by who finds it next.
+            path.unlink()
 
 
 def running_servers() -> list[RunningServer]:
@@ -106,8 +110,14 @@ def _plain(address: str) -> str:
 def _folder() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(base) / "rayml" if base else Path(f"/tmp/rayml-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ServerError(
+            f"{folder} must be a folder of yours. Received: {error.strerror}",
+            "XDG_RUNTIME_DIR must be your own, as after a login, or unset",
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ServerError(f"{folder} must be a folder of yours alone, mode 0700. Received: another", "remove it")
     return folder

@@ -235,7 +235,7 @@ class Service:
             return begun
         if begun.count > 1:
             self._hold_batch(begun.count, state)
-        pictures = await self._gather(begun.sources, deadline)
+        pictures = await self._gather(begun.sources, deadline, state)
         if begun.variants is None:
             predictions = await self._each_in_pool(
                 lambda picture: self._predict(model, picture, deadline)[0], pictures, deadline
@@ -293,12 +293,14 @@ class Service:
         prediction, made = await self._in_pool(begin, deadline)
         return [prediction, *await self._each_in_pool(vary, made, deadline)]
 
-    async def _gather(self, sources: tuple[Source, ...], deadline: float) -> list[bytes | NDArray[np.uint8]]:
+    async def _gather(
+        self, sources: tuple[Source, ...], deadline: float, state: _State
+    ) -> list[bytes | NDArray[np.uint8]]:
         """The pictures, those elsewhere fetched.
 
         Raises:
-            InputError: 400 for more addresses than a request may name, 503 while too many are being fetched, 504 when
-                one is not there in time.
+            InputError: 400 for more addresses than a request may name, 503 while too many are being fetched or there
+                is no room for what one leads to, 504 when one is not there in time.
         """
         count = sum(isinstance(source, Address) for source in sources)
         if count > self._limits.max_fetches:
@@ -307,18 +309,30 @@ class Service:
         if self._fetching + count > self._limits.max_fetches:
             raise _overloaded()
         until = min(deadline, time.monotonic() + self._limits.fetch_deadline_s)
-        fetches = {i: self._fetch(s.url, until) for i, s in enumerate(sources) if isinstance(s, Address)}
-        # Shielded: a fetch that has begun goes on until its thread is free, whoever still waits for it.
-        all_fetched = asyncio.gather(*map(asyncio.shield, fetches.values()))
+        fetches = {
+            i: asyncio.ensure_future(self._fetched(self._fetch(s.url, until), state))
+            for i, s in enumerate(sources)
+            if isinstance(s, Address)
+        }
         try:  # A thread that looks up a name knows no deadline.
-            contents = await asyncio.wait_for(all_fetched, self._limits.fetch_deadline_s)
+            contents = await asyncio.wait_for(asyncio.gather(*fetches.values()), self._limits.fetch_deadline_s)
         except asyncio.TimeoutError:
             raise too_slow() from None
+        finally:
+            for each in fetches.values():  # When one has failed, nobody waits for the others.
+                each.cancel()
         fetched = dict(zip(fetches, contents, strict=True))
         pictures: list[bytes | NDArray[np.uint8]] = []
         for i, source in enumerate(sources):
             pictures.append(check_picture(fetched[i], self._limits) if isinstance(source, Address) else source)
         return pictures
+
+    async def _fetched(self, fetch: asyncio.Future[bytes], state: _State) -> bytes:
+        """What is fetched, counted as a body is from when it is here."""
+        # Shielded: a fetch that has begun goes on until its thread is free, whoever still waits for it.
+        data = await asyncio.shield(fetch)
+        self._hold_bytes(len(data), state)
+        return data
 
     def _fetch(self, url: str, until: float) -> asyncio.Future[bytes]:
         """Begin to fetch; the place is free when the thread is, not when the client stops waiting."""
@@ -363,13 +377,17 @@ class Service:
         async for chunk in call.body():
             if len(body) + len(chunk) > max_bytes:
                 raise too_large(max_bytes)
-            if self._buffered_bytes + len(chunk) > self._limits.max_buffered_bytes:
-                raise _overloaded()
-            state.buffered_bytes += len(chunk)
-            self._buffered_bytes += len(chunk)
+            self._hold_bytes(len(chunk), state)
             body += chunk
         state.reading = False
         return bytes(body)
+
+    def _hold_bytes(self, count: int, state: _State) -> None:
+        """Keep room for what came of a request until it is answered, or refuse it."""
+        if self._buffered_bytes + count > self._limits.max_buffered_bytes:
+            raise _overloaded()
+        state.buffered_bytes += count
+        self._buffered_bytes += count
 
     def _too_late(self) -> InputError:
         message = f"There was no answer within {self._limits.deadline_s:g} seconds."

@@ -18,6 +18,10 @@ class Source(Protocol):
     def name(self) -> str:
         """The model's name."""
 
+    @property
+    def pinned(self) -> int | None:
+        """The version that answers whatever is made live, or None."""
+
     def state(self) -> State:
         """Which version is live."""
 
@@ -39,6 +43,11 @@ class BundleSource:
     def name(self) -> str:
         """The model's name."""
         return self.bundle.record.name
+
+    @property
+    def pinned(self) -> int | None:
+        """None: nothing else could be made live."""
+        return None
 
     def state(self) -> State:
         """The bundle's own version is live."""
@@ -66,9 +75,9 @@ class RegistrySource:
     pinned: int | None = None
 
     def state(self) -> State:
-        """What live.json says."""
+        """What live.json says; with a pinned version, nothing else is made ready."""
         state = self.registry.state(self.name)
-        return state if self.pinned is None else replace(state, live=self.pinned)
+        return state if self.pinned is None else replace(state, live=self.pinned, candidate=None)
 
     def path(self, version: int) -> Path:
         """A version's folder."""

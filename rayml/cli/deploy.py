@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", metavar="BUNDLE_OR_MODELS", type=click.Path(path_type=Path))
-@click.option("--address", metavar="URL", help="The server, where several of yours run: http://127.0.0.1:8000.")
+@click.option("--address", metavar="URL", help="The server, where several run: http://127.0.0.1:8000.")
 @name_option
 @click.option("--version", type=click.IntRange(1), help="Of MODELS, to make live; the one that is live by default.")
 @click.option("--shadow", type=click.IntRange(1), help="Try this version of MODELS on live traffic instead.")
@@ -48,30 +48,28 @@ def deploy(
     rayml deploy models --shadow 4 --floor 0.98   and `rayml models models` to see how it does
     """
     from rayml.registry import Registry
-    from serving.servers import find_server
 
     if (shadow is not None) + no_shadow + (version is not None) > 1:
         raise UsageError("one of --version, --shadow and --no-shadow was expected. Received: several")
-    if not Registry.is_one(target):
-        if shadow is not None or no_shadow or version is not None:
+    models = Registry(target) if Registry.is_one(target) else None
+    tries = shadow is not None or no_shadow
+    if models is None:
+        if tries or version is not None:
             raise UsageError(f"a folder of models was expected. Received: {target}", "rayml promote RUN MODELS")
-        bundle, registry = verified(target), None
+        bundle: Bundle | None = verified(target)
     else:
-        registry = Registry(target)
-        name = registry.one_name(name)
-        if shadow is not None or no_shadow:
-            words = set_shadow(registry, name, shadow, floor)
-            answer_with(as_json, {"name": name, "shadow": shadow, "floor": None if no_shadow else floor}, words)
-            return
-        bundle = _chosen(registry, name, version)
-        if not _is_followed(registry, name):
-            registry = None  # The server follows another folder: it is given this bundle.
-    if registry is None:
-        server = find_server(address)
-        registry, name = Registry(server.models), server.name
-        if not _is_followed(registry, name):
-            raise ServerError(f"a replica of {server.url} must report. Received: none", "try again in a moment")
-    assert name is not None
+        name = models.one_name(name)
+        bundle = None if no_shadow else _chosen(models, name, version if shadow is None else shadow)
+    if models is not None and name is not None and address is None and (tries or _is_followed(models, name)):
+        registry = models
+    else:
+        registry, name = _of_server(address, models, name)
+    if tries:
+        number = set_shadow(registry, name, bundle, floor)
+        words = f"{name} has no shadow." if number is None else f"{name} version {number} is tried on live traffic."
+        answer_with(as_json, {"name": name, "shadow": number, "floor": None if no_shadow else floor}, words)
+        return
+    assert bundle is not None
     with registry.writing(say_waiting):
         number = registry.add(bundle, name)
         replicas = go_live(registry, name, number, bundle)
@@ -79,25 +77,40 @@ def deploy(
     answer_with(as_json, answer, f"{name} version {number} is live{in_replicas(replicas)}.")
 
 
-def set_shadow(registry: Registry, name: str, version: int | None, floor: float) -> str:
-    """Try a version on live traffic, or none; returns what to say.
+def set_shadow(registry: Registry, name: str, bundle: Bundle | None, floor: float) -> int | None:
+    """Try a verified bundle on live traffic, or none; returns its version, which it gets here if it has none yet.
 
     Raises:
         UsageError: it is live, or none is.
     """
     from rayml.registry import Shadow
 
-    if version is not None:
-        verified(registry.path(name, version))
     with registry.writing(say_waiting):
         state = registry.state(name)
-        if version is not None and state.live is None:
+        if bundle is None:
+            registry.write_state(name, replace(state, shadow=None))
+            return None
+        if state.live is None:
             raise UsageError(f"a version of {name} must be live. Received: none", "rayml promote RUN MODELS")
-        if version is not None and version == state.live:
+        version = registry.add(bundle, name)
+        if version == state.live:
             raise UsageError(f"a version that is not live was expected. Received: {version}, which is")
-        shadow = None if version is None else Shadow(version, floor)
-        registry.write_state(name, replace(state, shadow=shadow))
-    return f"{name} has no shadow." if version is None else f"{name} version {version} is tried on live traffic."
+        registry.write_state(name, replace(state, shadow=Shadow(version, floor)))
+    return version
+
+
+def _of_server(address: str | None, models: Registry | None, name: str | None) -> tuple[Registry, str]:
+    """The folder that a server follows, and which model of it: MODELS itself, or one that is given MODELS' version."""
+    from rayml.registry import Registry
+    from serving.servers import find_server
+
+    server = find_server(address)
+    registry = Registry(server.models)
+    if models is not None and models.root.resolve() == registry.root.resolve() and name != server.name:
+        raise UsageError(f"{server.name} was expected, which {server.url} serves. Received: --name {name}")
+    if not _is_followed(registry, server.name):
+        raise ServerError(f"a replica of {server.url} must report. Received: none", "try again in a moment")
+    return registry, server.name
 
 
 def _chosen(registry: Registry, name: str, version: int | None) -> Bundle:

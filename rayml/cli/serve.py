@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayml.cli.deploy import set_shadow
+from rayml.cli.versions import verified
 from rayml.errors import UsageError
 
 AUTO = "auto"
@@ -128,7 +129,9 @@ def serve(
         if not Registry.is_one(bundle):
             raise UsageError(f"--shadow needs a folder of models. Received: {bundle}", "rayml promote RUN MODELS")
         registry = Registry(bundle)
-        click.echo(set_shadow(registry, registry.one_name(name), shadow, floor), err=True)
+        model = registry.one_name(name)
+        set_shadow(registry, model, verified(registry.path(model, shadow)), floor)
+        click.echo(f"{model} version {shadow} is tried on live traffic.", err=True)
 
     def announce(url: str) -> None:
         click.echo(f"Serving {bundle} on {url}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayml.bundle import Bundle
-from rayml.registry import Registry, State
+from rayml.registry import Registry, Shadow, State
+from serving.replicas import Reporter
+from serving.servers import noted
 from tests.cli.test_commands import assert_refused, run
 from tests.serving.tiny_bundle import write_tiny_bundle
 
@@ -128,6 +131,32 @@ def test_a_score_that_is_no_number(run: Any, tmp_path: Path) -> None:
     run("promote", bundle, models)
     done = run("models", models)
     assert done.returncode == 0 and done.stdout.rstrip().endswith(Bundle.open(bundle).digest[:12]), done
+
+
+def test_deploy_to_an_address_where_another_server_reports_in_models(
+    run: Any, tmp_path: Path, bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    models, others = tmp_path / "models", tmp_path / "others"
+    for bundle, folder in ((bundles[1], models), (bundles[0], models), (bundles[0], others)):
+        run("promote", bundle, folder)
+    for folder in (models, others):
+        Reporter(Registry(folder), "primaries").write({"live": None, "ready": [], "failed": {}, "shadow": None})
+    assert_refused(run("deploy", models, "--no-shadow", "--address", "127.0.0.1:9"), 1, "must be a server that you")
+    address = "http://127.0.0.1:8000"
+    with noted(address, others, "primaries"):
+        done = json.loads(run("deploy", models, "--shadow", "1", "--address", address, "--json").stdout)
+        assert (done["name"], done["shadow"]) == ("primaries", 2)
+        assert Registry(others).state("primaries") == State(live=1, shadow=Shadow(2, 0.98))
+        assert Registry(models).state("primaries").shadow is None
+        assert run("deploy", models, "--no-shadow", "--address", address).returncode == 0
+        assert Registry(others).state("primaries") == State(live=1)
+        # Nobody lives behind these reports, who could make a version ready.
+        monkeypatch.setattr(sys.modules["rayml.cli.deploy"], "go_live", lambda *_: 1)
+        done = run("deploy", models, "--version", "1", "--address", address)
+        assert (done.returncode, done.stdout) == (0, "primaries version 2 is live in 1 replica.\n"), done
+    with noted(address, models, "other"):
+        assert_refused(run("deploy", models, "--no-shadow", "--address", address), 2, "other was expected")
 
 
 def test_deploy_without_a_server(

@@ -29,10 +29,11 @@ _TIMEOUT_S = 120.0
 
 
 def measure() -> dict[str, Any]:
-    """Pin versions 1, 2 and one that is not reproduced here, in turn, while clients ask.
+    """Pin versions 1, 2 and one that is not reproduced here, in turn, then none, while clients ask.
 
     Returns:
-        `Tally.to_json`, with `pids`: the replicas at each step, and `versions_live`: what they answered with then.
+        `Tally.to_json`, with `pids`: the replicas at each step, `versions_live`: what they had answered with by then,
+        and `taken`: whether they came to answer with what the step asks for, the last one for version 1, which is live.
     """
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder) / "models")
@@ -43,22 +44,24 @@ def measure() -> dict[str, Any]:
                 registry.add(Bundle.open(bundle))
             registry.write_state("primaries", State(live=1))
         with Server(registry.root, ServeSettings(port=free_port(), threads=1)) as server:
-            pids, live = [], []
+            pids, live, taken = [], [], []
             _deploy(registry, 1)
             with Crowd(server.url, 4, {label: picture(label) for label in CLASSES}) as crowd:
-                for version in (1, 2, 3):
-                    if version > 1:
+                for version in (1, 2, 3, None):
+                    if version != 1:
                         _deploy(registry, version)
-                    before = crowd.tally.versions[str(version)]
-                    deadline = time.monotonic() + (_TIMEOUT_S if version < 3 else 5.0)
-                    while crowd.tally.versions[str(version)] < before + 50 and time.monotonic() < deadline:
+                    wanted = str(version or 1)
+                    enough = crowd.tally.versions[wanted] + 50
+                    deadline = time.monotonic() + (_TIMEOUT_S if version != 3 else 5.0)
+                    while crowd.tally.versions[wanted] < enough and time.monotonic() < deadline:
                         time.sleep(0.1)
+                    taken.append(crowd.tally.versions[wanted] >= enough)
                     pids.append(replicas(os.getpid()))
                     live.append(sorted(v for v, count in crowd.tally.versions.items() if count))
-    return {**crowd.tally.to_json(), "pids": pids, "versions_live": live}
+    return {**crowd.tally.to_json(), "pids": pids, "versions_live": live, "taken": taken}
 
 
-def _deploy(registry: Registry, version: int) -> None:
+def _deploy(registry: Registry, version: int | None) -> None:
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
@@ -68,7 +71,7 @@ def _deploy(registry: Registry, version: int) -> None:
         "route_prefix": "/",
         "import_path": "serving.app:build",
         "args": {"models": str(registry.root), "name": "primaries", "threads": 1},
-        "deployments": [{"name": "Classifier", "user_config": {"version": version}}],
+        "deployments": [] if version is None else [{"name": "Classifier", "user_config": {"version": version}}],
     }
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
     deadline = time.monotonic() + _TIMEOUT_S

@@ -36,9 +36,10 @@ def test_ten_times_the_load_is_refused_and_forgotten() -> None:
 
 def test_a_config_file_changes_the_version_and_not_the_replicas() -> None:
     figures = config_file.measure()
-    assert figures["pids"][0] and figures["pids"].count(figures["pids"][0]) == 3, figures
-    # The third is not reproduced here: it never answers, and the second goes on.
-    assert figures["versions_live"] == [["1"], ["1", "2"], ["1", "2"]], figures
+    assert figures["pids"][0] and figures["pids"].count(figures["pids"][0]) == 4, figures
+    # The third is not reproduced here: it never answers, and the second goes on, until no version is pinned.
+    assert figures["versions_live"] == [["1"], ["1", "2"], ["1", "2"], ["1", "2"]], figures
+    assert figures["taken"] == [True, True, False, True], figures
     assert figures["failed"] == 0, figures
 
 

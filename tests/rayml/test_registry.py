@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -46,6 +47,20 @@ def test_versions_are_numbered_and_kept(tmp_path: Path, bundles: list[Bundle]) -
         assert (kept.digest, kept.record.version) == (bundle.digest, 3)
     assert registry.find("primaries", bundles[1].digest) == 2
     assert registry.find("primaries", "0" * 64) is None
+
+
+def test_a_registry_of_one_process_holds_its_bundle_whatever_becomes_of_the_run(tmp_path: Path) -> None:
+    run = write_tiny_bundle(tmp_path / "best")
+    first = Bundle.open(run)
+    registry = Registry(tmp_path / "models")
+    with registry.writing():
+        assert registry.add(first, lasting=False) == 3  # As its own bundle.json says.
+    shutil.rmtree(run)
+    second = Bundle.open(write_tiny_bundle(run, temperature=2.0))
+    with registry.writing():
+        assert registry.find("primaries", second.digest) is None
+        assert registry.add(second) == 4
+    assert Bundle.open(registry.path("primaries", 3)).digest == registry.digest("primaries", 3) == first.digest
 
 
 def test_the_same_bundle_keeps_its_number(tmp_path: Path, bundles: list[Bundle]) -> None:

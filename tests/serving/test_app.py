@@ -12,10 +12,13 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rayml.errors import InputError, UsageError
+from rayml.bundle import Bundle
+from rayml.errors import BundleError, InputError, UsageError
+from rayml.registry import Registry, State
 from serving.app import AppArguments, Classifier, build
 from serving.limits import RequestLimits
-from serving.service import check_declared_length
+from serving.replicas import reports
+from serving.service import Service, check_declared_length
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 # Ray Serve's own configuration classes, when they are imported.
@@ -31,7 +34,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _classifier(bundle: Path, **limits: Any) -> Classifier:
-    return Classifier(str(bundle), "auto", 1, asdict(RequestLimits(**limits)))
+    classifier = Classifier(str(bundle), "auto", 1, asdict(RequestLimits(**limits)))
+    asyncio.run(classifier.reconfigure({}))
+    return classifier
+
+
+def _service(classifier: Classifier) -> Service:
+    assert classifier.service is not None
+    return classifier.service
 
 
 def _request(body: bytes | None, content_type: str = "image/png", path: str = "/predict") -> Request:
@@ -98,7 +108,7 @@ def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(classifier.service._models.live, "decode", broken)
+    monkeypatch.setattr(_service(classifier)._models.live, "decode", broken)
     response = asyncio.run(classifier(_request(picture("red"))))
     assert (response.status_code, _code(response)) == (500, "internal")
     assert b"secret" not in bytes(response.body)
@@ -151,6 +161,41 @@ def test_a_serve_config_file_may_build_it(bundle: Path) -> None:
     assert deployment.num_replicas == 1
     assert deployment.max_queued_requests > 0
     assert deployment._deployment_config.max_constructor_retry_count == 1
+    assert deployment.user_config == {}  # Otherwise Serve would not call the first `reconfigure`, which loads.
+
+
+def test_before_the_first_reconfigure_nothing_is_loaded_and_nobody_is_answered(bundle: Path) -> None:
+    classifier = Classifier(str(bundle), "auto", 1, asdict(RequestLimits()))
+    early = asyncio.run(classifier(_request(picture("red"))))
+    assert (early.status_code, _code(early), early.headers["retry-after"]) == (503, "not_ready", "1")
+    with pytest.raises(UsageError, match=r"needs args\.models"):
+        asyncio.run(classifier.reconfigure({"version": 3}))
+    asyncio.run(classifier.reconfigure({}))
+    assert asyncio.run(classifier(_request(picture("red")))).status_code == 200
+
+
+def test_a_pinned_version_starts_whatever_is_live(bundle: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    with registry.writing():
+        registry.add(Bundle.open(bundle))
+        registry.add(Bundle.open(write_tiny_bundle(tmp_path / "foreign", golden_factor=1.5)))
+        registry.write_state("primaries", State(live=2))
+
+    def start() -> Classifier:
+        return Classifier(str(registry.root), "auto", 1, asdict(RequestLimits()))
+
+    with pytest.raises(BundleError, match="golden"):
+        asyncio.run(start().reconfigure({}))
+    assert reports(registry, "primaries") == []
+    for state in (State(live=2), State()):
+        with registry.writing():
+            registry.write_state("primaries", state)
+        classifier = start()
+        asyncio.run(classifier.reconfigure({"version": 1}))
+        assert asyncio.run(classifier(_request(picture("red")))).status_code == 200
+        asyncio.run(classifier.reconfigure({}))  # The live one does not load, or there is none: it goes on.
+        assert asyncio.run(classifier(_request(picture("red")))).status_code == 200
+        classifier.__del__()
 
 
 def test_a_first_start_may_be_tried_again(bundle: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from rayml.bundle import Bundle
-from rayml.errors import BundleError, InputError, ServerError, UsageError
+from rayml.errors import BundleError, InputError, RegistryError, ServerError, UsageError
 from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
@@ -130,7 +131,8 @@ def test_a_version_takes_over_under_requests_and_none_fails(registry: Registry, 
     assert [facts.identity.version for facts in models.versions(NAME)] == ["2", "1"]
 
 
-def test_versions_are_loaded_when_they_are_asked_for(replica: Replica) -> None:
+def test_versions_are_loaded_when_they_are_asked_for(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.models._NEXT_LOAD_S", 0.0)
     models = replica()
 
     async def ask() -> list[str]:
@@ -147,6 +149,7 @@ def test_versions_are_loaded_when_they_are_asked_for(replica: Replica) -> None:
 def test_a_version_that_does_not_load_is_not_verified_for_every_request_and_takes_nobody_s_place(
     registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("serving.models._NEXT_LOAD_S", 0.0)
     models = replica()
     opened: list[int] = []
     load = models._open
@@ -165,6 +168,53 @@ def test_a_version_that_does_not_load_is_not_verified_for_every_request_and_take
             assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
     assert opened == [2, 3, 5]
     assert [facts.identity.version for facts in models.versions(NAME)] == ["1", "2"]
+
+
+def test_versions_asked_for_in_turn_are_not_loaded_one_after_the_other(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = replica()
+    asyncio.run(models.get(NAME, "2"))
+    for number in ("3", "5"):
+        with pytest.raises(InputError) as caught:
+            asyncio.run(models.get(NAME, number))
+        assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+    assert asyncio.run(models.get(NAME, "2")).facts.identity.version == "2"
+    monkeypatch.setattr("serving.models._NEXT_LOAD_S", 0.0)
+    assert asyncio.run(models.get(NAME, "3")).facts.identity.version == "3"
+    _set(registry, State(live=4, before=(1,)))  # What is made live keeps no such time.
+    _until(lambda: _version(models) == "4")
+
+
+def test_a_disk_that_hangs_keeps_the_event_loop_free(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = replica()
+    hold = threading.Event()
+
+    def hang(_source: RegistrySource, _version: int) -> Path:
+        hold.wait(10)
+        raise RegistryError("the folder must be readable")
+
+    async def ask() -> InputError:
+        asking = asyncio.ensure_future(models.get(NAME, "2"))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        assert await models.get() is models.live
+        hold.set()
+        with pytest.raises(InputError) as caught:
+            await asking
+        return caught.value
+
+    monkeypatch.setattr(RegistrySource, "path", hang)
+    assert asyncio.run(ask()).code == "version_not_loaded"
+
+
+def test_what_is_not_ours_in_the_folder_is_no_fault_of_the_server(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    (registry.root / NAME / "notes.txt").touch()
+    with pytest.raises(InputError) as caught:
+        asyncio.run(models.get(NAME, "9"))
+    assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+    assert asyncio.run(models.get(NAME, "2")).facts.identity.version == "2"
 
 
 @pytest.mark.parametrize("version", ["0", "6", "01", "-1", "1.0", "", "latest", "../1", "٢", "9" * 100, "2\n"])
@@ -211,13 +261,13 @@ def test_nothing_is_live(registry: Registry) -> None:
 
 def test_a_pinned_version(registry: Registry, replica: Replica) -> None:
     models = replica()
-    models.follow(RegistrySource(registry, NAME, pinned=3), wait=True)
-    assert _version(models) == "3"
+    models.follow(RegistrySource(registry, NAME, pinned=3))
+    _until(lambda: _version(models) == "3")
     _set(registry, State(live=2, before=(1,)))
     time.sleep(1.2)
     assert _version(models) == "3"
-    with pytest.raises(UsageError, match="golden"):
-        models.follow(RegistrySource(registry, NAME, pinned=5), wait=True)
+    models.follow(RegistrySource(registry, NAME, pinned=5))
+    _until(lambda: "5" in reports(registry, NAME)[0].failed)
     assert _version(models) == "3"
     models.follow(RegistrySource(registry, NAME))
     _until(lambda: _version(models) == "2")
@@ -307,6 +357,32 @@ def test_a_replica_that_never_changes_to_what_it_made_ready(registry: Registry, 
     assert "have answered with it meanwhile; version 1 is live again" in caught.value.hint
     assert registry.state(NAME) == State(live=1)
     _until(lambda: _version(models) == "1")
+
+
+def test_another_bundle_under_the_number_that_is_live_is_not_taken_for_it(
+    registry: Registry, replica: Replica, bundles: dict[str, Bundle]
+) -> None:
+    models = replica()
+    stored = registry.path(NAME, 1)
+    shutil.rmtree(stored)
+    shutil.copytree(bundles["wrong"].path, stored)
+    with pytest.raises(ServerError, match="another bundle under this number"), registry.writing():
+        switch(registry, NAME, registry.state(NAME), timeout_s=3.0)
+    assert models.live.facts.identity.bundle == bundles["1"].digest
+
+
+def test_a_pinned_replica_is_not_waited_for(registry: Registry, replica: Replica) -> None:
+    pinned, other = replica(), replica()
+    pinned.follow(RegistrySource(registry, NAME, pinned=3))
+    _until(lambda: [report.live for report in reports(registry, NAME) if report.pinned] == ["3"])
+    said: list[str] = []
+    with registry.writing():
+        assert switch(registry, NAME, registry.state(NAME).with_live(2), said.append, timeout_s=10.0) == 1
+    assert (_version(pinned), _version(other)) == ("3", "2")
+    assert said == [
+        "Left out: 1 replica that a Serve config file pins to a version.",
+        "1 replica make version 2 ready ...",
+    ]
 
 
 def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replica) -> None:

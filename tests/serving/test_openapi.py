@@ -31,9 +31,10 @@ DOCUMENT = document(FACTS, RequestLimits())
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """One that answers with the tiny bundle."""
-    return Classifier(
-        str(write_tiny_bundle(tmp_path_factory.mktemp("openapi") / "bundle")), "auto", 1, asdict(RequestLimits())
-    )
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("openapi") / "bundle")
+    made = Classifier(str(bundle), "auto", 1, asdict(RequestLimits()))
+    asyncio.run(made.reconfigure({}))
+    return made
 
 
 def _ask(classifier: Classifier, method: str, path: str, body: bytes = b"", content_type: str = "") -> Response:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -232,6 +233,17 @@ def test_another_version_that_is_live_by_the_first_answer_is_right_too(
     monkeypatch.setattr(run, "_FIRST_ANSWER_TIMEOUT_S", 0.2)
     with pytest.raises(ServerError, match="answer a golden picture"):
         wait(label, "another", first)
+
+
+def test_either_class_of_a_tie_is_a_right_first_answer(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
+    logits = bundle.golden.logits.copy()
+    logits[0] = [3.0, 3.0005, 2.0]
+    tied = replace(bundle, golden=replace(bundle.golden, logits=logits))
+    for label in bundle.record.classes[:2]:
+        run._await_right_answer(cast(Client, _Answers(label, bundle.digest)), tied, lambda: tied)
+    with pytest.raises(ServerError, match="with blue or green of"):
+        run._await_right_answer(cast(Client, _Answers("red", bundle.digest)), tied, lambda: tied)
 
 
 def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from rayml.errors import ServerError
+from serving import run
+from serving.config import ServeSettings
+from serving.environment import free_port
 from serving.servers import find_server, noted, running_servers
+from tests.serving.tiny_bundle import write_tiny_bundle
 
 
 def test_notes_are_the_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +34,20 @@ def test_notes_are_the_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "rayml").chmod(0o755)
     with pytest.raises(ServerError, match="mode 0700"):
         find_server(None)
+
+
+def test_a_note_that_cannot_be_left_is_said_and_ends_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b")
+    (tmp_path / "file").touch()
+    (tmp_path / "rayml").mkdir(mode=0o755)
+    monkeypatch.setattr(run.Server, "_start", lambda *_: (tmp_path / "models", "primaries"))
+    monkeypatch.setattr(run, "_await_right_answer", lambda *_: None)
+    for folder in (tmp_path / "file", tmp_path, tmp_path / "full"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+        if folder.name == "full":
+            (folder / "rayml" / f"{os.getpid()}.tmp").mkdir(parents=True)
+            (folder / "rayml").chmod(0o700)
+        with run.Server(bundle, ServeSettings(port=free_port())):
+            assert f"will not find this server: {folder / 'rayml'}" in capsys.readouterr().err

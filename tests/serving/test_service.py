@@ -272,6 +272,17 @@ def test_a_request_names_no_more_urls_than_are_fetched_at_once(model: ServedMode
 # --- what is counted and written down
 
 
+def test_what_is_fetched_takes_room_as_bodies_do_and_gives_it_back(model: ServedModel) -> None:
+    call = {"images": [{"url": URL}, {"url": URL}]}
+    body_bytes = len(json.dumps(call))
+    service = _service(model, max_buffered_bytes=body_bytes + 2 * len(RED) - 1)
+    (answer,) = _ask(service, _call("/predict/batch", call))
+    assert (answer.status, _code(answer), service._buffered_bytes) == (503, "overloaded", 0)
+    for _ in range(3):
+        (answer,) = _ask(service, _call("/predict/batch", {"images": [{"url": URL}]}))
+        assert (answer.status, service._buffered_bytes) == (200, 0)
+
+
 def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: ServedModel) -> None:
     service = _service(model)
     _ask(
