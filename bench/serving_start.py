@@ -3,9 +3,9 @@
     python bench/serving_start.py BUNDLE [--port 8000] [--engine auto] [--out bench/results/serving_start.json]
 
 Claims: the replica is ready within 3 s of its process's start, no serving process holds more than 300 MB, none has
-loaded TensorFlow. Ready means that the replica's HTTP port is open, which Ray Serve opens after the constructor, which
-has then reproduced the golden pictures and run the whole path on every thread. Resident memory counts shared libraries
-in each process; `pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)).
+loaded TensorFlow. Ready means that the replica has given its first right answer, to a golden picture at its own port.
+It has then reproduced all of them and run the whole path on every thread. Resident memory counts shared libraries in
+each process; `pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from measure import machine, versions
 
 from rayml.bundle import Bundle
 from rayml.cores import usable_cores
+from rayml.errors import RaymlError
 from serving.client import Client
 from serving.config import ServeSettings
 from serving.processes import descendants
@@ -52,7 +53,7 @@ def main() -> int:
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            replica, replica_ready_s = _watch_replica(server)
+            replica, replica_ready_s = _watch_replica(server, Bundle.open(arguments.bundle))
             assert server.stdout is not None
             if not server.stdout.readline():
                 return 1  # The server has said why.
@@ -92,12 +93,20 @@ def main() -> int:
     return 0 if all(claims.values()) else 1
 
 
-def _watch_replica(server: subprocess.Popen[str]) -> tuple[int, float]:
-    """The replica's process id, and the seconds from its process's start to its open HTTP port."""
+def _watch_replica(server: subprocess.Popen[str], bundle: Bundle) -> tuple[int, float]:
+    """The replica's process id, and the seconds from its process's start to its first right answer."""
+    right = bundle.record.classes[int(bundle.golden.logits[0].argmax())]
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline and server.poll() is None:
         replica = next((pid for pid, name in _names(server.pid).items() if "ServeReplica" in name), None)
-        if replica is not None and _listens_for_http(replica):
+        port = None if replica is None else _http_port(replica)
+        if replica is not None and port is not None:
+            try:
+                answer = Client(f"http://127.0.0.1:{port}").predict(bundle.golden.pictures[0])
+            except RaymlError:  # Not ready yet.
+                continue
+            if answer["label"] != right:
+                raise SystemExit(f"The first answer must be {right}. Received: {answer['label']}")
             return replica, _age_s(replica)
         time.sleep(_POLL_S)
     raise SystemExit("The server's replica was never ready.")
@@ -129,16 +138,19 @@ def _age_s(pid: int) -> float:
     return uptime_s - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _listens_for_http(pid: int) -> bool:
-    """Whether the process listens on an IPv4 port: the replica's HTTP port; gRPC's are IPv6."""
+def _http_port(pid: int) -> int | None:
+    """The IPv4 port that the process listens on, once it does: the replica's HTTP port; gRPC's are IPv6."""
     sockets = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             sockets.add(str(descriptor.readlink()))
         except OSError:
             continue
-    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-    return any(fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets for fields in lines)
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+            return int(fields[1].rpartition(":")[2], 16)
+    return None
 
 
 def _memory(root: int) -> dict[int, dict[str, object]]:
