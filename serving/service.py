@@ -44,6 +44,13 @@ _OVERLOADED = "overloaded"
 _POOL_PER_THREAD = 2
 # A line for each refusal would cost more than the refusal, just when there is no time for it.
 _REFUSED_EVERY_S = 1.0
+# While all places are taken, a body that trickles loses its place to the next request: 64 clients of a byte a second
+# would keep everybody else out. Below this pace no more than 0.5 MB could come before the deadline anyway.
+_TRICKLE_BYTES_PER_S = 16 * 1024
+_TRICKLE_GRACE_S = 2.0
+# A request that is answered before its body is read has this long to bring the rest. Then its connection is closed: the
+# proxy would wait for the rest for ever and count the connection as a place that is taken.
+_DRAIN_S = 1.0
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
@@ -71,13 +78,17 @@ class Call:
     body: Callable[[], AsyncIterator[bytes]]
 
 
-@dataclass
+@dataclass(eq=False)
 class _State:
     """What becomes of one request, for the log and for what it holds of the replica's room."""
 
     buffered_bytes: int = 0
     batched: int = 0
+    work: asyncio.Future[Answer] | None = None
     reading: bool = False
+    reading_since: float = 0.0
+    read_whole: bool = False
+    gave_way: bool = False
     pictures: int = 0
     version: str = ""
     code: str = ""
@@ -120,6 +131,7 @@ class Service:
         self._pool = ThreadPoolExecutor(self._pool_size, thread_name_prefix="rayml")
         self._fetch_pool = ThreadPoolExecutor(limits.max_fetches, thread_name_prefix="rayml-fetch")
         self._in_flight = 0
+        self._readers: set[_State] = set()
         self._batched = 0
         self._fetching = 0
         self._buffered_bytes = 0
@@ -155,9 +167,10 @@ class Service:
         self._metrics.request(route.name, answer.status, seconds)
         if self._log.every_request or (answer.status >= 500 and self._is_news(state)):
             self._write_log(call, route, answer.status, seconds, request_id, state)
-        return Answer(
-            answer.body, answer.status, {**answer.headers, REQUEST_ID_HEADER: request_id}, answer.content_type
-        )
+        headers = {**answer.headers, REQUEST_ID_HEADER: request_id}
+        if not state.read_whole and "connection" not in headers and _has_body(call) and not await _drained(call):
+            headers["connection"] = "close"
+        return Answer(answer.body, answer.status, headers, answer.content_type)
 
     def _is_news(self, state: _State) -> bool:
         """Whether a failure is worth a line: of those for want of a place, one a second, which says how many."""
@@ -194,13 +207,18 @@ class Service:
             except asyncio.TimeoutError:
                 raise self._too_late() from None
         assert route.protocol is not None
-        if self._in_flight >= self._limits.max_in_flight:
+        if self._in_flight >= self._limits.max_in_flight and not self._end_a_trickle():
             raise _overloaded()
         self._in_flight += 1
         with self._metrics.place():
             try:
-                work = self._classify(route.protocol, target, call, state)
-                return await asyncio.wait_for(work, self._limits.deadline_s)
+                state.work = asyncio.ensure_future(self._classify(route.protocol, target, call, state))
+                return await asyncio.wait_for(state.work, self._limits.deadline_s)
+            except asyncio.CancelledError:
+                if not state.gave_way:
+                    raise
+                message = "The body must arrive faster while all places are taken."
+                raise InputError(message, status=408, code="slow_body") from None
             except asyncio.TimeoutError:
                 if state.reading:
                     message = f"The body must arrive within {self._limits.deadline_s:g} seconds."
@@ -210,6 +228,19 @@ class Service:
                 self._in_flight -= 1
                 self._buffered_bytes -= state.buffered_bytes
                 self._batched -= state.batched
+
+    def _end_a_trickle(self) -> bool:
+        """Let a request whose body only trickles give way; False where there is none."""
+        now = time.monotonic()
+        for state in self._readers:
+            seconds = now - state.reading_since
+            if seconds > _TRICKLE_GRACE_S and state.buffered_bytes < _TRICKLE_BYTES_PER_S * seconds:
+                assert state.work is not None
+                self._readers.remove(state)  # Its place is free when its task has ended, a moment later.
+                state.gave_way = True
+                state.work.cancel()
+                return True
+        return False
 
     async def _classify(self, protocol: Protocol, target: Target, call: Call, state: _State) -> Answer:
         """Read, understand and answer a request for predictions."""
@@ -373,13 +404,17 @@ class Service:
     async def _read(self, call: Call, max_bytes: int, state: _State) -> bytes:
         """The body, or a refusal as soon as it is more than `max_bytes` or than the replica has room for."""
         body = bytearray()
-        state.reading = True
-        async for chunk in call.body():
-            if len(body) + len(chunk) > max_bytes:
-                raise too_large(max_bytes)
-            self._hold_bytes(len(chunk), state)
-            body += chunk
-        state.reading = False
+        state.reading, state.reading_since = True, time.monotonic()
+        self._readers.add(state)
+        try:
+            async for chunk in call.body():
+                if len(body) + len(chunk) > max_bytes:
+                    raise too_large(max_bytes)
+                self._hold_bytes(len(chunk), state)
+                body += chunk
+        finally:
+            self._readers.discard(state)
+        state.reading, state.read_whole = False, True
         return bytes(body)
 
     def _hold_bytes(self, count: int, state: _State) -> None:
@@ -426,6 +461,24 @@ def check_declared_length(declared: str | None, max_bytes: int) -> None:
     # Compare digits first: a number of a million digits is too large without being read.
     if len(declared) > len(str(max_bytes)) + 20 or int(declared) > max_bytes:
         raise too_large(max_bytes)
+
+
+def _has_body(call: Call) -> bool:
+    return call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+
+
+async def _drained(call: Call) -> bool:
+    """Whether a body that nobody needs has come to its end, a moment later at most."""
+
+    async def drain() -> None:
+        async for _ in call.body():
+            pass
+
+    try:
+        await asyncio.wait_for(drain(), _DRAIN_S)
+    except (asyncio.TimeoutError, ClientGone):
+        return False
+    return True
 
 
 def _overloaded() -> InputError:

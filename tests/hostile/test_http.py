@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -162,6 +163,37 @@ def test_a_client_cannot_switch_the_deadline_off(live: Live) -> None:
     assert (status, json.loads(body)["error"]["code"]) == (408, "slow_body")
 
 
+def test_bodies_that_never_end_keep_no_place_after_their_answer(live: Live) -> None:
+    unfinished = _head("Content-Length: 1000", path="/nope") + b"x"
+    held = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
+    try:
+        for connection in held:
+            assert exchange(connection, unfinished)[0] == 404
+        assert not _is_alive(live)  # The proxy waits for the rest, and has no more places.
+        for _ in range(6):
+            _trickle(held)
+        assert _is_alive(live)
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_bodies_that_trickle_keep_nobody_out_for_long(live: Live) -> None:
+    trickle = _head("Content-Type: image/png", "Content-Length: 1000") + b"x"
+    trickles = [live.connect() for _ in range(LIMITS.max_in_flight + 4)]
+    try:
+        for connection in trickles:
+            connection.sendall(trickle)
+        for _ in range(5):  # Less than `LIMITS.deadline_s`, by which all of them would be gone.
+            _trickle(trickles)
+        with live.connect() as connection:
+            request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
+            assert exchange(connection, request)[0] == 200
+    finally:
+        for connection in trickles:
+            connection.close()
+
+
 def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
     unfinished = _head("Content-Type: image/png", "Content-Length: 10") + b"half"
     waiting = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
@@ -224,6 +256,14 @@ def test_idle_connections_do_not_keep_others_out(live: Live) -> None:
     finally:
         for connection in idle:
             connection.close()
+
+
+def _trickle(connections: list[socket.socket]) -> None:
+    """Another byte on each that is still open, and half a second."""
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"x")
+    time.sleep(0.5)
 
 
 def _until(condition: object, timeout_s: float = 20.0) -> None:

@@ -21,7 +21,7 @@ from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models, ServedModel
 from serving.protocols.base import Answer
-from serving.service import REQUEST_ID_HEADER, Call, Service
+from serving.service import REQUEST_ID_HEADER, Call, ClientGone, Service
 from serving.sources import BundleSource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
@@ -281,6 +281,58 @@ def test_what_is_fetched_takes_room_as_bodies_do_and_gives_it_back(model: Served
     for _ in range(3):
         (answer,) = _ask(service, _call("/predict/batch", {"images": [{"url": URL}]}))
         assert (answer.status, service._buffered_bytes) == (200, 0)
+
+
+def test_a_body_that_trickles_gives_way_when_all_places_are_taken(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.service._TRICKLE_GRACE_S", 0.2)
+    service = _service(model, max_in_flight=2)
+
+    def call(first: bytes) -> Call:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield first
+            await asyncio.Event().wait()
+
+        return Call("POST", "/predict", b"", {"content-type": "image/png"}, pieces)
+
+    async def ask() -> tuple[Answer, Answer, Answer]:
+        trickle, upload = (asyncio.create_task(service.answer(call(first))) for first in (b"x", bytes(1_000_000)))
+        await asyncio.sleep(0.05)
+        early = await service.answer(_call("/predict", RED))
+        await asyncio.sleep(0.3)
+        late = await service.answer(_call("/predict", RED))
+        assert not upload.done()  # It is fast enough.
+        upload.cancel()
+        await asyncio.gather(upload, return_exceptions=True)
+        assert (service._in_flight, service._buffered_bytes, service._readers) == (0, 0, set())
+        return early, late, await trickle
+
+    early, late, trickle = asyncio.run(ask())
+    assert (early.status, _code(early)) == (503, "overloaded")
+    assert late.status == 200
+    assert (trickle.status, _code(trickle), trickle.headers["connection"]) == (408, "slow_body", "close")
+
+
+def test_an_answer_before_the_body_waits_a_moment_for_the_rest(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.service._DRAIN_S", 0.1)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async def gone() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise ClientGone
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    for body, length, closed in ((never, "9", True), (gone, "9", True), (whole, "9", False), (never, "0", False)):
+        (answer,) = _ask(_service(model), Call("POST", "/nope", b"", {"content-length": length}, body))
+        assert (answer.status, answer.headers.get("connection") == "close") == (404, closed)
 
 
 def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: ServedModel) -> None:
