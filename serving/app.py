@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from rayml.bundle import Bundle
@@ -148,12 +148,18 @@ class Classifier:
             return Response(_NOT_READY, 503, retry_after, "application/json")
         scope = request.scope
 
+        whole = False
+
         async def body() -> AsyncIterator[bytes]:
-            try:
-                async for piece in request.stream():
+            """What is left of the body; `Request.stream` cannot be begun a second time."""
+            nonlocal whole
+            while not whole:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                whole = not message.get("more_body", False)
+                if piece := message.get("body"):
                     yield piece
-            except ClientDisconnect:
-                raise ClientGone from None
 
         call = Call(request.method, scope["path"], scope["query_string"], request.headers, body)
         answer = await self.service.answer(call)

@@ -51,7 +51,7 @@ def _request(body: bytes | None, content_type: str = "image/png", path: str = "/
         "type": "http",
         "method": "POST",
         "path": path,
-        "headers": [(b"content-type", content_type.encode())],
+        "headers": [(b"content-type", content_type.encode()), (b"transfer-encoding", b"chunked")],
         "query_string": query.encode(),
     }
 
@@ -120,6 +120,7 @@ def test_bodies_have_a_room_of_their_own_that_empties_again(bundle: Path) -> Non
     batch = _request(json.dumps({"images": ["eA==" * len(body)]}).encode(), "application/json", "/predict/batch")
     refused = asyncio.run(classifier(batch))
     assert (refused.status_code, _code(refused)) == (503, "overloaded")
+    assert "connection" not in refused.headers  # All of the body has come: the next request may follow.
     for _ in range(3):
         assert asyncio.run(classifier(_request(body))).status_code == 200
 
