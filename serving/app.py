@@ -28,7 +28,7 @@ from starlette.responses import Response
 
 from rayml.bundle import Bundle
 from rayml.errors import UsageError
-from rayml.memory import give_back_code, give_back_freed
+from rayml.memory import give_back_freed
 from rayml.registry import Registry
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
@@ -111,7 +111,6 @@ class Classifier:
         self._models.start(service.warm_up)
         self.service = service
         give_back_freed()
-        give_back_code()
 
     def __del__(self) -> None:
         """Serve calls this when it ends a replica."""

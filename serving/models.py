@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rayml.bundle import Bundle
 from rayml.errors import InputError, RaymlError, UsageError
-from rayml.memory import give_back_code, give_back_freed
+from rayml.memory import give_back_freed
 from rayml.predictor import Prediction, Predictor
 from rayml.registry import State
 from serving.limits import RequestLimits
@@ -280,7 +280,6 @@ class Models:
             del self._others[other]
         self._others[number] = opened
         give_back_freed()
-        give_back_code()
         return opened
 
     def _follow(self) -> None:
