@@ -89,7 +89,8 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "state"),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, usable_cores())),
+        # One of its threads passes on thousands of requests a second; where cores are few, a second one is in the way.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, 1 + usable_cores() // 8)),
         # Seconds without a byte before a connection is closed; the replica's own deadlines come first.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(deadline_s) + 30),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(2 * int(deadline_s) + 30),
