@@ -124,6 +124,18 @@ class Bundle:
         Raises:
             BundleError: a file is missing, added, changed or not what it has to be; the message names it.
         """
+        return cls.open_with_model(path)[0]
+
+    @classmethod
+    def open_with_model(cls, path: str | Path) -> tuple[Bundle, bytes]:
+        """As `open`, and the graph's bytes with it, for who needs them at once: they were read to be verified anyway.
+
+        Arguments:
+            path: the bundle's folder, or a link to it.
+
+        Raises:
+            BundleError: as `open`.
+        """
         folder = Path(path)
         _refuse_other_kinds(folder)
         folder = folder.resolve()
@@ -138,10 +150,11 @@ class Bundle:
         contents = {name: _sealed(folder, record, name) for name in record.files if name != MODEL}
         head = _read_head(record, contents[HEAD])
         golden = _read_golden(record, contents)
-        _check_model(record, head, _sealed(folder, record, MODEL))
+        model = _sealed(folder, record, MODEL)
+        _check_model(record, head, model)
         digest = hashlib.sha256(data).hexdigest()
         _log.debug("bundle %s: digest %s, %d files as sealed", folder, digest, len(record.files))
-        return cls(folder, digest, record, golden)
+        return cls(folder, digest, record, golden), model
 
     def read_model(self) -> bytes:
         """The graph's bytes, verified again: the folder may have changed since.

@@ -66,7 +66,10 @@ class Predictor:
         limits: images.ImageLimits = images.DEFAULT_LIMITS,
         precision: str = "float32",
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        if isinstance(bundle, Bundle):
+            self.bundle, model = bundle, bundle.read_model()
+        else:
+            self.bundle, model = Bundle.open_with_model(bundle)
         record = self.bundle.record
         mine = images.preprocessing_id(record.image_size_px)
         if record.preprocessing != mine:
@@ -77,7 +80,7 @@ class Predictor:
             )
         self.limits = limits
         self.precision = precision
-        self.engine = load_engine(self.bundle.read_model(), engine, threads, streams, precision)
+        self.engine = load_engine(model, engine, threads, streams, precision)
 
     def predict(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Answer for encoded pictures (JPEG, PNG, WebP).

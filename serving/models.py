@@ -52,34 +52,34 @@ class ServedModel:
 
     Arguments:
         name, version: what it is called here; the bundle's own version is what it was called when it was made.
-        bundle: it, verified.
+        bundle: it, verified, or its folder, whose files are then read once less.
         engine: one of `serving.config.ENGINES`.
         threads: pictures that it classifies side by side, at least 1.
         limits: what a picture may cost.
         precision: what the engine computes in, one of `rayml.engines.PRECISIONS`.
 
     Raises:
-        BundleError: its model does not give here what it gave when it was trained.
+        BundleError: it is damaged, or its model does not give here what it gave when it was trained.
     """
 
     def __init__(
         self,
         name: str,
         version: int,
-        bundle: Bundle,
+        bundle: Bundle | Path,
         engine: str,
         threads: int,
         limits: RequestLimits,
         precision: str = "float32",
     ) -> None:
-        identity = ModelIdentity(name, str(version), bundle.digest)
-        self.facts = ModelFacts(identity, tuple(bundle.record.classes), bundle.record.image_size_px)
-        self.bundle = bundle
         # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
         self._predictor = Predictor(bundle, engine, threads, streams=threads, limits=limits.image, precision=precision)
         self._predictor.check_golden()
+        self.bundle = opened = self._predictor.bundle
+        identity = ModelIdentity(name, str(version), opened.digest)
+        self.facts = ModelFacts(identity, tuple(opened.record.classes), opened.record.image_size_px)
         # A picture for warming up: it went through the whole training path.
-        self.sample: bytes = bundle.golden.pictures[0]
+        self.sample: bytes = opened.golden.pictures[0]
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """As `Predictor.decode`."""
@@ -264,8 +264,8 @@ class Models:
 
     def _open(self, number: int) -> ServedModel:
         try:
-            bundle = Bundle.open(self._source.path(number))
-            model = ServedModel(self.name, number, bundle, self._engine, self._threads, self._limits, self._precision)
+            path = self._source.path(number)
+            model = ServedModel(self.name, number, path, self._engine, self._threads, self._limits, self._precision)
             if self._warm_up is not None:
                 self._warm_up(model)
         finally:
@@ -283,7 +283,7 @@ class Models:
         return opened
 
     def _follow(self) -> None:
-        settle()  # Here, where nobody waits for it.
+        settled = False
         while not self._stopped.is_set():
             try:
                 self._step()
@@ -293,6 +293,9 @@ class Models:
                 _log.exception("%s stays at version %d.", self.name, self._live_version)
             self._wake.wait(POLL_S)
             self._wake.clear()
+            if not settled:
+                settle()  # Now, not while the first request waits.
+                settled = True
 
     def _step(self) -> None:
         """One look at what should be, and one step towards it."""
@@ -344,7 +347,7 @@ class Models:
             )
 
     def _load_shadow(self, number: int, path: Path) -> ServedModel:
-        return ServedModel(self.name, number, Bundle.open(path), self._engine, 1, self._limits, self._precision)
+        return ServedModel(self.name, number, path, self._engine, 1, self._limits, self._precision)
 
     def _report(self) -> None:
         if self._reporter is None:

@@ -40,6 +40,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     for name, array in made.head.arrays().items():
         np.testing.assert_array_equal(head[name], array)
     assert read.read_model() == made.model
+    assert Bundle.open_with_model(read.path)[1] == made.model
 
 
 def test_the_format_as_the_design_has_it(tmp_path: Path) -> None:
