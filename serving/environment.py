@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 from rayml.cores import usable_cores
+from rayml.errors import ServerError
 from serving import haproxy
 from serving.config import ServeSettings
 
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
-# The replicas' HTTP ports: a block of its own for each run, below the ephemeral ports (32768) and above those that
-# Ray gives to workers (10002 to 19999), so that one run's proxy never asks another run's replica.
+# Each run's own block of ports, below the ephemeral ones (32768), which any connection may hold by the time that Ray
+# listens there, and above those that Ray gives to workers (10002 to 19999). The last two are for Serve's Python proxy
+# and the dashboard's metrics, the others for replicas, so that one run's proxy never asks another run's replica.
 _PORT_BLOCKS, _FIRST_BLOCK, _BLOCK_SIZE = 100, 20_000, 100
 # What the caller's environment may say of another cluster, and would be taken before our own settings.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
@@ -55,7 +57,7 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         retry_after_s=settings.limits.retry_after_s,
         max_in_flight=settings.limits.max_in_flight,
     )
-    first_port = _FIRST_BLOCK + _BLOCK_SIZE * random.randrange(_PORT_BLOCKS)
+    *replica_ports, metric_port, fallback_port = _port_block()
     deadline_s = settings.limits.deadline_s
     return {
         "PYTHONPATH": python_path(_hide_packages(folder)),
@@ -94,10 +96,10 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         # Seconds without a byte before a connection is closed; the replica's own deadlines come first.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(deadline_s) + 30),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(2 * int(deadline_s) + 30),
-        "DASHBOARD_METRIC_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + _BLOCK_SIZE - 1),
+        "DASHBOARD_METRIC_PORT": str(metric_port),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_ports[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_ports[-1]),
         # How long a stopping replica stays for a proxy that has not heard of it: reloads take under a second here,
         # and Ctrl-C waits for it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -122,6 +124,32 @@ def _hide_packages(folder: Path) -> Path:
         reason = f"serving processes do without {package}"
         (hidden / f"{package}.py").write_text(f"raise ModuleNotFoundError({reason!r})\n", encoding="utf-8")
     return hidden
+
+
+def _port_block() -> range:
+    """A block of ports of loopback of which nobody uses the last two; of the others, Serve finds those that are free.
+
+    Raises:
+        ServerError: there is none.
+    """
+    for number in random.sample(range(_PORT_BLOCKS), _PORT_BLOCKS):
+        block = range(_FIRST_BLOCK + _BLOCK_SIZE * number, _FIRST_BLOCK + _BLOCK_SIZE * (number + 1))
+        if all(_is_free(port) for port in block[-2:]):
+            return block
+    raise ServerError(
+        f"Serving needs ports from {_FIRST_BLOCK} on that are free. Received: none",
+        "End other servers on this machine.",
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As servers do: one that has ended is no obstacle.
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def free_port() -> int:

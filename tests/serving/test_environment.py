@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
+from rayml.errors import ServerError
 from serving import environment
+from serving.config import ServeSettings
 
 
 def test_a_free_port_is_none_of_those_that_ray_takes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +23,31 @@ def test_a_free_port_is_none_of_those_that_ray_takes_itself(monkeypatch: pytest.
     assert asked[-1] == port and len(asked) == 2
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))
+
+
+def test_ports_that_are_chosen_before_ray_listens_there_are_given_to_no_connection(tmp_path: Path) -> None:
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    chosen = environment.variables(tmp_path, ServeSettings())
+    names = [name for name in chosen if name.endswith("_PORT")]
+    ports = [int(chosen[name]) for name in names]
+    assert len(ports) == 4
+    assert min(ports) > 19_999 and max(ports) < ephemeral, dict(zip(names, ports, strict=True))
+    fixed = {int(chosen["DASHBOARD_METRIC_PORT"]), int(chosen["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"])}
+    first, last = (int(chosen[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+    assert len(fixed) == 2 and not fixed & set(range(first, last + 1))
+
+
+def test_a_block_whose_last_ports_are_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_PORT_BLOCKS", 2)
+    monkeypatch.setattr(environment, "_FIRST_BLOCK", 30_000)  # Where no server of another test takes ports.
+    with socket.socket() as used, socket.socket() as too:
+        for listener, block in ((used, 0), (too, 1)):
+            port = environment._FIRST_BLOCK + environment._BLOCK_SIZE * (block + 1) - 1 - block
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+            if not block:
+                assert {environment._port_block()[0] for _ in range(20)} == {
+                    environment._FIRST_BLOCK + environment._BLOCK_SIZE
+                }
+        with pytest.raises(ServerError, match="free ports from 30000 on"):
+            environment._port_block()
