@@ -49,5 +49,5 @@ def test_a_block_whose_last_ports_are_in_use_is_passed_over(monkeypatch: pytest.
                 assert {environment._port_block()[0] for _ in range(20)} == {
                     environment._FIRST_BLOCK + environment._BLOCK_SIZE
                 }
-        with pytest.raises(ServerError, match="free ports from 30000 on"):
+        with pytest.raises(ServerError, match="ports from 30000 on that are free"):
             environment._port_block()
