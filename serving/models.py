@@ -293,7 +293,7 @@ class Models:
                 _log.exception("%s stays at version %d.", self.name, self._live_version)
             self._wake.wait(POLL_S)
             self._wake.clear()
-            if not settled:
+            if not settled and not self._stopped.is_set():
                 settle()  # Now, not while the first request waits.
                 settled = True
 
