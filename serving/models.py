@@ -126,6 +126,7 @@ class Models:
         self._opened_at: dict[int, float] = {}  # Whether it could be loaded or not.
         self._loaded_for_a_request_at = -_NEXT_LOAD_S
         self._failed: dict[int, tuple[float, str]] = {}
+        self._unsettled = True  # A version was loaded since the memory was put in order.
         self._candidate: int | None = None
         self._shadow: ShadowRun | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rayml-load")
@@ -279,11 +280,10 @@ class Models:
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
         self._others[number] = opened
-        settle()
+        self._unsettled = True
         return opened
 
     def _follow(self) -> None:
-        settled = False
         while not self._stopped.is_set():
             try:
                 self._step()
@@ -293,9 +293,9 @@ class Models:
                 _log.exception("%s stays at version %d.", self.name, self._live_version)
             self._wake.wait(POLL_S)
             self._wake.clear()
-            if not settled and not self._stopped.is_set():
-                settle()  # Now, not while the first request waits.
-                settled = True
+            if self._unsettled and not self._stopped.is_set():
+                self._unsettled = False
+                settle()  # Here, where no request waits for it.
 
     def _step(self) -> None:
         """One look at what should be, and one step towards it."""
