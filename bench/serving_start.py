@@ -53,7 +53,10 @@ def main() -> int:
     if arguments.starts < 1:
         parser.error(f"--starts must be at least 1. Received: {arguments.starts}")
     settings = replace(ServeSettings(), port=arguments.port, engine=arguments.engine)
-    bundle = Bundle.open(arguments.bundle)
+    try:
+        bundle = Bundle.open(arguments.bundle)
+    except RaymlError as error:
+        parser.error(error.message)
     starts = []
     for number in range(arguments.starts):
         starts.append(_measure(bundle, settings))

@@ -19,12 +19,15 @@ _MADV_COLLAPSE = 25
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 # A huge page holds its whole size: where at least this share is in use, little is added.
 _IN_USE = 0.9
-# The first line of an area in /proc/self/smaps, proc(5): addresses, rights, offset, device, inode, path.
+# An area in /proc/self/maps or smaps, proc(5): addresses, rights, offset, device, inode, path.
 _AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)")
 
 
 def settle() -> None:
-    """All of the below that a process of ours wants once it has loaded what it needs, in the order that is best."""
+    """Give back what was freed and the libraries' code, and move what is left into huge pages.
+
+    For a process of our own that has loaded what it needs: it concerns all of its memory.
+    """
     give_back_freed()
     give_back_code()
     use_huge_pages()
@@ -80,12 +83,11 @@ def use_huge_pages() -> None:
 def _own_areas(size: int) -> list[tuple[int, int]]:
     """Start and end of this process's own memory that can be written to, from and to whole multiples of `size`."""
     found = []
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        addresses, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
-        start, end = (int(address, 16) for address in addresses.split("-"))
-        start, end = -(-start // size) * size, end // size * size
-        if rights.startswith("rw") and rights.endswith("p") and path.strip() in ("", "[heap]") and start < end:
-            found.append((start, end))
+    for area in map(_AREA.match, Path("/proc/self/maps").read_text(errors="replace").splitlines()):
+        if area and area[3] in ("rw-p", "rwxp") and area[4] in ("", "[heap]"):
+            start, end = -(-int(area[1], 16) // size) * size, int(area[2], 16) // size * size
+            if start < end:
+                found.append((start, end))
     return found
 
 

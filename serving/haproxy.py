@@ -240,9 +240,8 @@ def main(arguments: list[str]) -> None:
     # would hold the port and answer 503 for ever.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
-    if (
-        os.sched_getscheduler(0) == os.SCHED_BATCH
-    ):  # As Ray's processes are, but this one answers: `serving.scheduling`.
+    # Ray's processes are batch work under `rayml serve`, but this one answers (`serving.scheduling`).
+    if os.sched_getscheduler(0) == os.SCHED_BATCH:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.execv(settings.binary, [settings.binary, *rest])

@@ -293,9 +293,16 @@ class Models:
                 _log.exception("%s stays at version %d.", self.name, self._live_version)
             self._wake.wait(POLL_S)
             self._wake.clear()
-            if self._unsettled and not self._stopped.is_set():
-                self._unsettled = False
-                settle()  # Here, where no request waits for it.
+            self._settle()
+
+    def _settle(self) -> None:
+        """Put the memory in order, once after versions were loaded; here no request waits for it."""
+        if self._unsettled and not self._stopped.is_set():
+            self._unsettled = False
+            try:
+                settle()
+            except Exception:  # The versions to be live matter more.
+                _log.exception("The memory of %s stays as it is.", self.name)
 
     def _step(self) -> None:
         """One look at what should be, and one step towards it."""

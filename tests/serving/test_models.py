@@ -249,6 +249,24 @@ def test_a_folder_that_is_damaged_while_it_is_served(registry: Registry, replica
     _until(lambda: _version(models) == "2")
 
 
+def test_the_memory_is_put_in_order_after_each_version_and_a_failure_there_stops_nothing(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fail() -> None:
+        asked.append(_version(models))
+        raise ValueError("a kernel with other words")
+
+    monkeypatch.setattr("serving.models.settle", fail)
+    models = replica()
+    _until(lambda: bool(asked))
+    _set(registry, State(live=2))
+    _until(lambda: asked == ["1", "2"])
+    _set(registry, State(live=3))
+    _until(lambda: _version(models) == "3")
+
+
 def test_nothing_is_live(registry: Registry) -> None:
     _set(registry, State())
     with pytest.raises(UsageError, match="must be live"):
