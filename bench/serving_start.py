@@ -6,13 +6,15 @@ Claims, of the median of the starts and the memory of the last: the replica is r
 no serving process holds more than 300 MB, none has loaded TensorFlow. Ready means that the replica has given its first
 right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on every
 thread. Resident memory counts shared libraries in each process; `pss_mb` divides them among those that share them
-(proc_pid_smaps_rollup(5)). Writes FILE, bench/results/serving_start.json by default.
+(proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the replica has held (VmHWM, proc_pid_status(5)), while it
+compiled its graph. Writes FILE, bench/results/serving_start.json by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import os
 import signal
 import statistics
@@ -76,7 +78,7 @@ def main() -> int:
         "threads": usable_cores(),
         **seconds,
         "starts": [one.seconds for one in starts],
-        "replica_idle": last.idle,
+        "replica_peak_mb": last.peak_mb,
         "processes": last.processes,
         "with_tensorflow": last.tensorflow,
         "claims": claims,
@@ -89,10 +91,10 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class _Start:
-    """What one start took, and what was held: by the replica before requests, by each process after them."""
+    """What one start took, the most that the replica held, and what each process held in the end."""
 
     seconds: dict[str, float]
-    idle: dict[str, object]
+    peak_mb: float
     processes: list[dict[str, object]]
     tensorflow: list[str]
 
@@ -107,11 +109,10 @@ def _measure(bundle: Bundle, settings: ServeSettings) -> _Start:
             if not server.stdout.readline():
                 raise SystemExit(1)  # The server has said why.
             ready_s = time.monotonic() - began
-            idle = _memory(server.pid)[replica]
             client = Client(settings.url)
             for picture in bundle.golden.pictures * 20:
                 client.predict(picture)
-            processes = list(_memory(server.pid).values())
+            processes, peak_mb = list(_memory(server.pid).values()), _peak_mb(replica)
             tensorflow = sorted(name for pid, name in _names(server.pid).items() if _has_tensorflow(pid))
         finally:
             ended = time.monotonic()
@@ -122,7 +123,7 @@ def _measure(bundle: Bundle, settings: ServeSettings) -> _Start:
         "replica_ready_s": replica_ready_s,
         "server_ended_s": time.monotonic() - ended,
     }
-    return _Start({name: round(value, 2) for name, value in seconds.items()}, idle, processes, tensorflow)
+    return _Start({name: round(value, 2) for name, value in seconds.items()}, peak_mb, processes, tensorflow)
 
 
 def _watch_replica(server: subprocess.Popen[str], bundle: Bundle) -> tuple[int, float]:
@@ -200,6 +201,12 @@ def _memory(root: int) -> dict[int, dict[str, object]]:
             f"{key.lower()}_mb": round(int(fields[key].split()[0]) * 1024 / _MEGABYTE, 1) for key in ("Rss", "Pss")
         }
     return found
+
+
+def _peak_mb(pid: int) -> float:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return round(int(found[1]) * 1024 / _MEGABYTE, 1)
 
 
 def _has_tensorflow(pid: int) -> bool:

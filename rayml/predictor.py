@@ -50,6 +50,7 @@ class Predictor:
         threads, streams: as in `engines.load_engine`.
         limits: how large a picture may be.
         precision: what the engine computes in, one of `engines.PRECISIONS`; `check_golden` says whether it will do.
+        grouped: as in `engines.load_engine`.
 
     Raises:
         BundleError: not a bundle, made with another preprocessing, or refused by the engine.
@@ -65,6 +66,7 @@ class Predictor:
         streams: int | None = None,
         limits: images.ImageLimits = images.DEFAULT_LIMITS,
         precision: str = "float32",
+        grouped: bool = False,
     ) -> None:
         if isinstance(bundle, Bundle):
             self.bundle, model = bundle, bundle.read_model()
@@ -80,7 +82,7 @@ class Predictor:
             )
         self.limits = limits
         self.precision = precision
-        self.engine = load_engine(model, engine, threads, streams, precision)
+        self.engine = load_engine(model, engine, threads, streams, precision, grouped)
 
     def predict(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Answer for encoded pictures (JPEG, PNG, WebP).

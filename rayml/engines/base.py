@@ -1,12 +1,10 @@
 """The interface of all engines.
 
-The ONNX engines take one picture at a time, whatever a caller passes, so an answer never depends on what else was asked
+The ONNX engines take one picture at a time, whatever a caller passes: an answer does not depend on what else was asked
 at the time. Measured on two cores with Xception at 150 px and MobileNetV2 at 224 px, a fixed shape of one picture
 against open batches of 4 to 32: OpenVINO takes 48 and 8.5 ms of processor time a picture against 49 to 52 and 11.5 to
 15, ONNX Runtime no more than in batches, and a serving process holds 300 and 165 MB against 320 to 770 and 200 to 770.
-On another processor (Intel Xeon, AVX-512) batches gain, where their shape is fixed: of 2 and 4 pictures they take 0.88
-and 0.85 of the time with Xception, 1.02 and 1.05 with MobileNetV2; a second compiled graph for them takes 135 to 160 MB
-with Xception.
+Only the last layers of large networks gain from company, and only if asked for: see `openvino_graphs`.
 """
 
 from __future__ import annotations
@@ -29,13 +27,15 @@ class Engine(ABC):
     """A graph made ready to run. Calling it is thread-safe.
 
     `name` says which engine it is, `image_size_px` the H = W that it takes, `outputs` the K that it gives,
-    `threads` how many threads it computes with.
+    `threads` how many threads it computes with, `gains_from_groups` whether it would take less time a picture under
+    load if it were made again with `grouped=True` (`load_engine`).
     """
 
     name: str
     image_size_px: int
     outputs: int
     threads: int
+    gains_from_groups: bool = False
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the graph.

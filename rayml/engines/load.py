@@ -20,6 +20,7 @@ def load_engine(
     threads: int | None = None,
     streams: int | None = None,
     precision: str = "float32",
+    grouped: bool = False,
 ) -> Engine:
     """Make a graph ready to run.
 
@@ -30,6 +31,7 @@ def load_engine(
         threads: how many threads it computes with, all callers together; as many as there are processors by default.
         streams: how many pictures it works on side by side, sharing the threads; OpenVINO only, see there.
         precision: what it computes in, one of `PRECISIONS`; bfloat16 with OpenVINO only, where the processor has it.
+        grouped: compute pictures that wait at the same time together where that saves time; OpenVINO only, see there.
 
     Raises:
         UsageError: an unknown name or precision, one that is not there, or fewer threads or streams than 1.
@@ -47,18 +49,18 @@ def load_engine(
             "use openvino or onnxruntime; in Python, rayml.engines.tensorflow.TensorFlowEngine(keras_model)",
         )
     graph = model if isinstance(model, bytes) else _read(model)
-    engine = _make(graph, name if precision == "float32" else "openvino", threads, streams, precision)
+    engine = _make(graph, name if precision == "float32" else "openvino", threads, streams, precision, grouped)
     _log.debug("%s runs a graph of %d bytes with threads=%s, streams=%s", engine.name, len(graph), threads, streams)
     give_back_freed()
     return engine
 
 
-def _make(graph: bytes, name: str, threads: int | None, streams: int | None, precision: str) -> Engine:
+def _make(graph: bytes, name: str, threads: int | None, streams: int | None, precision: str, grouped: bool) -> Engine:
     if name in ("auto", "openvino"):
         from rayml.engines.openvino import OpenVINOEngine
 
         try:
-            return OpenVINOEngine(graph, threads, streams, precision)
+            return OpenVINOEngine(graph, threads, streams, precision, grouped)
         except MissingPackage:
             if name == "openvino":
                 raise

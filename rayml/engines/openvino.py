@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.engines.base import Engine, import_package, usable_threads
+from rayml.engines.openvino_graphs import for_one, gains_from_groups, split
+from rayml.engines.turns import Lane, Turns
 from rayml.errors import BundleError, UsageError
 from rayml.memory import give_back_file
 
 _log = logging.getLogger(__name__)
 
+# How many pictures go through the last layers together. Eight gain 2 % more than four, and two half as much.
+_GROUP = 4
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -31,6 +35,9 @@ class OpenVINOEngine(Engine):
             which takes the least processor time a picture (MobileNetV2: 8.5 ms against 12.5 with one stream of two
             threads; Xception: 48 against 56). 1 gives the quickest single answer of a large network.
         precision: what it computes in, one of `PRECISIONS`; weights and results are float32 in any case.
+        grouped: compute the last layers for up to four pictures together that wait at the same time, where the graph
+            gains from it: Xception takes 0.85 of the time a picture then, and 0.3 s longer to be made.
+            Results may differ in their last bits with the company that a picture has (Xception: 1e-7 of their size).
 
     Raises:
         MissingPackage: OpenVINO is not installed.
@@ -46,6 +53,7 @@ class OpenVINOEngine(Engine):
         threads: int | None = None,
         streams: int | None = None,
         precision: str = "float32",
+        grouped: bool = False,
     ) -> None:
         # OpenVINO's converter for other formats comes with its import where it is there. It reports each import to
         # Google Analytics, and takes a second and 12 MB that nobody needs here.
@@ -72,24 +80,28 @@ class OpenVINOEngine(Engine):
             )
         try:
             graph = core.read_model(model, b"")
-            graph.reshape({0: [1, *graph.input(0).partial_shape[1:]]})
-            self._compiled = self._compile(core, graph, settings)
+            gains = gains_from_groups(graph)
+            self._compiled, self._grouped = self._compile(core, graph, settings, grouped and gains)
+            self.gains_from_groups = gains and not grouped
         except RuntimeError as error:
             raise BundleError(f"OpenVINO must accept the graph. Received: {str(error).strip()[:300]}") from None
-        shape, result = self._compiled.input(0).partial_shape, self._compiled.output(0).partial_shape
-        self.image_size_px = int(shape[1].get_length())
-        self.outputs = int(result[1].get_length())
-        # Two for each stream: while a stream computes, the next picture waits for it, and no core for its caller.
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(2 * self.streams):
-            self._free.put(self._compiled.create_infer_request())
+        self.image_size_px = int(self._compiled.inputs[int(self._grouped)].shape[1])
+        self.outputs = int(self._compiled.outputs[-1].shape[1])
+        # Without groups two lanes for each stream: while it computes, the next picture waits for it, and no core for
+        # its caller. A group has several pictures to wait.
+        lanes = (
+            [_GroupLane(self._compiled) for _ in range(self.streams)]
+            if self._grouped
+            else [_PictureLane(self._compiled) for _ in range(2 * self.streams)]
+        )
+        self._turns = Turns(lanes)
         # Its Python binding initialises static data with the first call: two threads that get there together wait for
         # each other for ever, one with the interpreter's lock, one with the lock of the C++ static (pybind11's
         # documentation of gil_safe_call_once). So the first call is made here, before any other thread can come.
         pixels = np.zeros((1, self.image_size_px, self.image_size_px, 3), np.uint8)
         self._run(pixels, np.empty((1, self.outputs), np.float32))
 
-    def _compile(self, core: Any, graph: Any, settings: dict[str, Any]) -> Any:
+    def _compile(self, core: Any, graph: Any, settings: dict[str, Any], grouped: bool) -> tuple[Any, bool]:
         """Compile a graph without keeping its weights twice.
 
         A compiled model holds its own, repacked weights and the graph that it came from with the original ones, 80 MB
@@ -97,47 +109,129 @@ class OpenVINOEngine(Engine):
         the memory behind it is given back.
         """
         if sys.platform != "linux":
-            return core.compile_model(graph, "CPU", settings)
+            return _compiled(core, graph, settings, grouped)
         try:
             temporary = tempfile.TemporaryDirectory(prefix="rayml-openvino-")
         except OSError as error:
             _log.warning("The weights stay in memory twice: no folder can be made for them (%s).", error.strerror)
-            return core.compile_model(graph, "CPU", settings)
+            return _compiled(core, graph, settings, grouped)
         with temporary as folder:
             try:
                 graph = _weights_in_a_file(core, graph, Path(folder))
             except RuntimeError as error:
                 _log.warning("The weights stay in memory twice: they could not be written to %s (%s).", folder, error)
-            compiled = core.compile_model(graph, "CPU", settings)
+            compiled = _compiled(core, graph, settings, grouped)
             give_back_file(Path(folder) / "graph.bin")
         return compiled
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
-        requests = self._take(min(len(images), self.streams))
-        try:
-            for first in range(0, len(images), len(requests)):
-                running = list(zip(requests, range(first, len(images)), strict=False))
-                for request, i in running:
-                    request.start_async({0: images[i : i + 1]}, share_inputs=True)
-                for request, i in running:
-                    request.wait()
-                    result[i] = request.get_output_tensor(0).data[0]
-        except BaseException:  # Ctrl-C in a notebook, too: one that is still at work would refuse its next caller.
-            requests = [self._compiled.create_infer_request() for _ in requests]
-            raise
-        finally:
-            for request in requests:
-                self._free.put(request)
+        self._turns.run(images, result)
 
-    def _take(self, most: int) -> list[Any]:
-        """Up to `most` requests that nobody else uses, at least one, which may take until another caller is done."""
-        taken = [self._free.get()]
-        while len(taken) < most:
-            try:
-                taken.append(self._free.get_nowait())
-            except queue.Empty:
-                break
-        return taken
+
+def _compiled(core: Any, graph: Any, settings: dict[str, Any], grouped: bool) -> tuple[Any, bool]:
+    """The graph compiled, and whether as `openvino_graphs.split` has it."""
+    parts = split(graph, _GROUP) if grouped else None
+    return core.compile_model(parts or for_one(graph), "CPU", settings), parts is not None
+
+
+class _PictureLane(Lane):
+    """A request for a picture at a time.
+
+    What goes in and comes out stays at the same place: handing it over anew with each call takes 35 us of the
+    interpreter. A request does not keep its arrays alive; the lane does.
+    """
+
+    size = 1
+
+    def __init__(self, compiled: Any) -> None:
+        self._picture = np.zeros(compiled.input(0).shape, np.uint8)
+        self._result = np.zeros(compiled.output(0).shape, np.float32)
+        self._request = _request(compiled, [self._picture], {0: self._result})
+
+    def drain(self) -> None:
+        """As the interface has it."""
+        _drain(self._request)
+
+    def start(self, place: int, picture: NDArray[np.uint8]) -> None:
+        """As the interface has it."""
+        self._picture[:] = picture
+        self._request.start_async()
+
+    def wait(self, place: int) -> None:
+        """As the interface has it."""
+        self._request.wait()
+
+    def start_together(self, first: int, count: int) -> int:
+        """Nothing: its picture has come to its end alone."""
+        return 1
+
+    def wait_together(self) -> NDArray[np.float32]:
+        """As the interface has it."""
+        return self._result
+
+
+class _GroupLane(Lane):
+    """Requests for a group of pictures: one for each of them alone, one for what they have in common."""
+
+    size = _GROUP
+
+    def __init__(self, compiled: Any) -> None:
+        _, picture, _, _, features = compiled.inputs
+        self._pictures = np.zeros((_GROUP, *picture.shape[1:]), np.uint8)
+        self._features = np.zeros(features.shape, np.float32)
+        self._results = np.zeros(compiled.outputs[1].shape, np.float32)
+        self._single = np.ones(1, np.bool_)
+        self._true, self._false = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+        rest = [self._single, self._features[:1], self._features]
+        self._alone = [
+            _request(compiled, [self._true, self._pictures[i : i + 1], *rest], {0: self._features[i : i + 1]})
+            for i in range(_GROUP)
+        ]
+        self._together = _request(compiled, [self._false, self._pictures[:1], *rest], {1: self._results})
+
+    def drain(self) -> None:
+        """As the interface has it."""
+        _drain(*self._alone, self._together)
+
+    def start(self, place: int, picture: NDArray[np.uint8]) -> None:
+        """As the interface has it."""
+        self._pictures[place] = picture[0]
+        self._alone[place].start_async()
+
+    def wait(self, place: int) -> None:
+        """As the interface has it."""
+        self._alone[place].wait()
+
+    def start_together(self, first: int, count: int) -> int:
+        """As the interface has it."""
+        self._single[0] = count < _GROUP
+        if first:
+            self._features[0] = self._features[first]
+        self._together.start_async()
+        return 1 if count < _GROUP else _GROUP
+
+    def wait_together(self) -> NDArray[np.float32]:
+        """As the interface has it."""
+        self._together.wait()
+        return self._results[: 1 if self._single[0] else _GROUP]
+
+
+def _request(compiled: Any, inputs: list[NDArray[Any]], outputs: dict[int, NDArray[Any]]) -> Any:
+    """A request that reads and writes these arrays."""
+    from openvino import Tensor
+
+    request = compiled.create_infer_request()
+    for i, array in enumerate(inputs):
+        request.set_input_tensor(i, Tensor(array, shared_memory=True))
+    for i, array in outputs.items():
+        request.set_output_tensor(i, Tensor(array, shared_memory=True))
+    return request
+
+
+def _drain(*requests: Any) -> None:
+    for request in requests:
+        with contextlib.suppress(RuntimeError):  # It has failed, and somebody was told.
+            request.wait()
 
 
 def _weights_in_a_file(core: Any, graph: Any, folder: Path) -> Any:

@@ -21,7 +21,7 @@ from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import Models, ServedModel
+from serving.models import Models, ServedModel, _seconds
 from serving.replicas import Reporter, reports
 from serving.shadow import ShadowRun
 from serving.sources import BundleSource, RegistrySource
@@ -265,6 +265,73 @@ def test_the_memory_is_put_in_order_after_each_version_and_a_failure_there_stops
     _until(lambda: asked == ["1", "2"])
     _set(registry, State(live=3))
     _until(lambda: _version(models) == "3")
+
+
+def test_every_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_nothing(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fail(model: ServedModel) -> None:
+        asked.append(model.facts.identity.version)
+        raise BundleError("its files have gone")
+
+    monkeypatch.setattr(ServedModel, "group", fail)
+    monkeypatch.setattr("serving.models.settle", lambda: asked.append("settled"))
+    models = replica()
+    _until(lambda: asked == ["1", "settled"])
+    _set(registry, State(live=2))
+    _until(lambda: asked[2:] == ["2", "1", "settled"])
+    assert _version(models) == "2"
+
+
+@pytest.mark.parametrize(("seconds", "grouped"), [((1.0, 0.9), True), ((1.0, 0.99), False), ((1.0, 2.0), False)])
+def test_pictures_go_together_only_where_that_is_quicker(
+    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], grouped: bool
+) -> None:
+    tried: list[int] = []
+
+    def took(alone: object, together: object, pictures: np.ndarray) -> tuple[float, float]:
+        assert alone is not together
+        tried.append(len(pictures))
+        return seconds
+
+    monkeypatch.setattr("serving.models._seconds", took)
+    model = ServedModel(NAME, 1, bundles["1"], "auto", 2, RequestLimits())
+    alone = model._predictor
+    model.group()
+    assert (model._predictor, tried) == (alone, [])  # Its layers are so small that they gain nothing.
+    alone.engine.gains_from_groups = True
+    before = model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
+    model.group()
+    assert (model._predictor is not alone, tried) == (grouped, [8])
+    assert model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis])) == before
+
+
+def test_a_version_whose_files_have_gone_answers_on(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    shutil.copytree(bundles["1"].path, tmp_path / "copy")
+    model = ServedModel(NAME, 1, tmp_path / "copy", "auto", 1, RequestLimits())
+    alone = model._predictor
+    alone.engine.gains_from_groups = True
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(BundleError):
+        model.group()
+    assert model._predictor is alone
+
+
+def test_the_least_time_of_several_tries_counts() -> None:
+    class Sleeping:
+        def __init__(self, *seconds: float) -> None:
+            self.seconds = list(seconds)
+
+        def __call__(self, pictures: np.ndarray) -> None:
+            time.sleep(self.seconds.pop())
+
+    first, second = Sleeping(0.2, 0.01, 0.3), Sleeping(0.1, 0.3, 0.3)
+    a, b = _seconds(first, second, np.zeros(1, np.uint8))  # type: ignore[arg-type]
+    assert 0.01 <= a < b
+    assert b >= 0.1
+    assert (first.seconds, second.seconds) == ([], [])
 
 
 def test_nothing_is_live(registry: Registry) -> None:
