@@ -6,16 +6,16 @@ Claims, of the median of the starts and the memory of the last: the replica is r
 no serving process holds more than 300 MB, none has loaded TensorFlow. Ready means that the replica has given its first
 right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on every
 thread. Resident memory counts shared libraries in each process; `pss_mb` divides them among those that share them
-(proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the replica has held (VmHWM, proc_pid_status(5)), while it
-compiled its graph. Writes FILE, bench/results/serving_start.json by default.
+(proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the replica has held, while it compiled its graph (VmHWM,
+proc_pid_status(5)). Writes FILE, bench/results/serving_start.json by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import os
+import re
 import signal
 import statistics
 import subprocess

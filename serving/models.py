@@ -100,7 +100,7 @@ class ServedModel:
                 as it was.
         """
         alone = self._predictor
-        if alone.engine.gains_from_groups:
+        if alone.engine.may_gain_from_groups:
             together = self._make(self.bundle, grouped=True)
             together.check_golden()
             pictures = [alone.decode(data) for data in self.bundle.golden.pictures]

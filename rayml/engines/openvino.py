@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.engines.base import Engine, import_package, usable_threads
-from rayml.engines.openvino_graphs import for_one, gains_from_groups, split
+from rayml.engines.openvino_graphs import WORTH_BYTES, for_one, split
 from rayml.engines.turns import Lane, Turns
 from rayml.errors import BundleError, UsageError
 from rayml.memory import give_back_file
@@ -36,7 +36,7 @@ class OpenVINOEngine(Engine):
             threads; Xception: 48 against 56). 1 gives the quickest single answer of a large network.
         precision: what it computes in, one of `PRECISIONS`; weights and results are float32 in any case.
         grouped: compute the last layers for up to four pictures together that wait at the same time, where the graph
-            gains from it: Xception takes 0.85 of the time a picture then, and 0.3 s longer to be made.
+            may gain from it: Xception takes 0.85 of the time a picture then, and 0.3 s longer to be made.
             Results may differ in their last bits with the company that a picture has (Xception: 1e-7 of their size).
 
     Raises:
@@ -80,11 +80,10 @@ class OpenVINOEngine(Engine):
             )
         try:
             graph = core.read_model(model, b"")
-            gains = gains_from_groups(graph)
-            self._compiled, self._grouped = self._compile(core, graph, settings, grouped and gains)
-            self.gains_from_groups = gains and not grouped
+            self._compiled, self._grouped = self._compile(core, graph, settings, grouped)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO must accept the graph. Received: {str(error).strip()[:300]}") from None
+        self.may_gain_from_groups = not grouped and len(model) >= WORTH_BYTES
         self.image_size_px = int(self._compiled.inputs[int(self._grouped)].shape[1])
         self.outputs = int(self._compiled.outputs[-1].shape[1])
         # Without groups two lanes for each stream: while it computes, the next picture waits for it, and no core for

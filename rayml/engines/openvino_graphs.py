@@ -29,7 +29,7 @@ _POSITIONS = 100
 # this many bytes of weights.
 _COST_OF_A_BYTE = 8
 # With fewer weights than this behind the cut nothing was gained: MobileNetV2, EfficientNetB0 and DenseNet121 have less.
-_WORTH_BYTES = 32 << 20
+WORTH_BYTES = 32 << 20
 # Where a layer begins; between others, OpenVINO fuses operations with each other.
 _LAYERS = {"Convolution", "GroupConvolution", "MatMul", "MaxPool", "AvgPool", "Pad"}
 
@@ -53,12 +53,6 @@ def for_one(graph: Any) -> Any:
     """The graph, an openvino.Model, uint8 (N, H, W, 3) -> float32 (N, K), changed to take one picture."""
     graph.reshape({0: [1, *graph.input(0).partial_shape[1:]]})
     return graph
-
-
-def gains_from_groups(graph: Any) -> bool:
-    """Whether its last layers may take less time for several pictures together, so that `split` is worth a try."""
-    weights = sum(each.get_byte_size() for each in graph.get_ops() if each.get_type_name() == "Constant")
-    return weights >= _WORTH_BYTES and _best_cut(for_one(graph.clone())) is not None
 
 
 def split(graph: Any, most: int) -> Any | None:
@@ -131,7 +125,7 @@ def _best_cut(graph: Any) -> _Cut | None:
         if operations[i].get_type_name() == "Constant":
             weights[used_at[i]] += operations[i].get_byte_size()
     weights_from = weights[::-1].cumsum()[::-1]  # [i]: bytes that operation i and those behind it need
-    best, dense, gain, reached = None, None, _WORTH_BYTES, 0
+    best, dense, gain, reached = None, None, WORTH_BYTES, 0
     for i, operation in enumerate(operations):
         if not varies[i] or not users[i]:
             continue

@@ -301,7 +301,7 @@ def test_pictures_go_together_only_where_that_is_quicker(
     alone = model._predictor
     model.group()
     assert (model._predictor, tried) == (alone, [])  # Its layers are so small that they gain nothing.
-    alone.engine.gains_from_groups = True
+    alone.engine.may_gain_from_groups = True
     before = model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
     model.group()
     assert (model._predictor is not alone, tried) == (grouped, [8])
@@ -312,7 +312,7 @@ def test_a_version_whose_files_have_gone_answers_on(bundles: dict[str, Bundle], 
     shutil.copytree(bundles["1"].path, tmp_path / "copy")
     model = ServedModel(NAME, 1, tmp_path / "copy", "auto", 1, RequestLimits())
     alone = model._predictor
-    alone.engine.gains_from_groups = True
+    alone.engine.may_gain_from_groups = True
     shutil.rmtree(tmp_path / "copy")
     with pytest.raises(BundleError):
         model.group()

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rayml.engines import Engine, load_engine, openvino_graphs
+from rayml.engines import Engine, load_engine, openvino, openvino_graphs
 from rayml.graph import attach_head
 from tests.rayml import small
 
@@ -82,7 +82,8 @@ def _network(mixes: bool = False, residual: bool = True) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _small_graphs_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_graphs, "_WORTH_BYTES", 1)
+    monkeypatch.setattr(openvino_graphs, "WORTH_BYTES", 1)
+    monkeypatch.setattr(openvino, "WORTH_BYTES", 1)
     monkeypatch.setattr(openvino_graphs, "_COST_OF_A_BYTE", 0)
 
 
@@ -104,7 +105,7 @@ def test_answers_are_those_of_the_whole_graph(with_head: bool, streams: int) -> 
     graph = _with_head() if with_head else _network()
     whole, grouped = _engine(graph, grouped=False), _engine(graph, streams=streams)
     assert (whole._grouped, grouped._grouped) == (False, True)
-    assert (whole.gains_from_groups, grouped.gains_from_groups) == (True, False)
+    assert (whole.may_gain_from_groups, grouped.may_gain_from_groups) == (True, False)
     assert (grouped.image_size_px, grouped.outputs) == (SIZE_PX, 3 if with_head else CHANNELS)
     images = small.pictures(11, size_px=SIZE_PX)
     expected = _alone(whole, images)
@@ -136,9 +137,9 @@ def test_callers_that_wait_go_together_and_get_their_own_answers(monkeypatch: py
 
 def test_where_a_graph_is_cut() -> None:
     """Where few positions are left, and a layer begins: not between a convolution and what is fused with it."""
-    import openvino
+    from openvino import Core
 
-    graph = openvino_graphs.for_one(openvino.Core().read_model(_with_head(), b""))
+    graph = openvino_graphs.for_one(Core().read_model(_with_head(), b""))
     cut = openvino_graphs._best_cut(graph)
     assert cut is not None
     assert cut.shape == (CHANNELS, 8, 8)
@@ -155,19 +156,19 @@ def _users(graph: Any, name: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"_POSITIONS": 63}, {"_WORTH_BYTES": 1 << 20}, {"_COST_OF_A_BYTE": 100}],
+    [{"_POSITIONS": 63}, {"WORTH_BYTES": 1 << 20}, {"_COST_OF_A_BYTE": 100}],
     ids=lambda each: next(iter(each)),
 )
 def test_a_graph_that_gains_nothing_stays_whole(settings: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in settings.items():
         monkeypatch.setattr(openvino_graphs, name, value)
     engine = _engine(_with_head())
-    assert (engine._grouped, engine.gains_from_groups) == (False, False)
+    assert not engine._grouped
 
 
 def test_a_graph_with_a_way_around_everything_stays_whole() -> None:
     engine = _engine(_network(residual=False))
-    assert (engine._grouped, engine.gains_from_groups) == (False, False)
+    assert not engine._grouped
 
 
 def test_last_layers_that_mix_pictures_stay_with_one(caplog: pytest.LogCaptureFixture) -> None:
