@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.bundle import Bundle
-from rayml.engines import Engine
+from rayml.engines.openvino import OpenVINOEngine
 from rayml.errors import InputError, RaymlError, UsageError
 from rayml.memory import settle
 from rayml.predictor import Prediction, Predictor
@@ -46,9 +46,9 @@ _NEXT_LOAD_S = 5.0
 # A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
 _RETRY_S = 30.0
 
-# Whether pictures are computed together is decided by trying it, each thread with this many, this often. It must save
-# more than the tries differ by.
-_TRIED_PER_THREAD, _TRIES, _WORTH = 4, 3, 0.97
+# Whether pictures are computed together is decided by trying it, with so many for each thread. It must save more than
+# tries differ by.
+_TRIED_PER_THREAD, _WORTH = 4, 0.97
 
 _log = logging.getLogger("ray.serve")
 
@@ -100,12 +100,13 @@ class ServedModel:
                 as it was.
         """
         alone = self._predictor
-        if alone.engine.may_gain_from_groups:
+        if isinstance(alone.engine, OpenVINOEngine) and alone.engine.may_gain_from_groups:
             together = self._make(self.bundle, grouped=True)
             together.check_golden()
+            assert isinstance(together.engine, OpenVINOEngine)
             pictures = [alone.decode(data) for data in self.bundle.golden.pictures]
             many = np.resize(pictures, (_TRIED_PER_THREAD * alone.engine.threads, *pictures[0].shape))
-            before_s, after_s = _seconds(alone.engine, together.engine, many)
+            before_s, after_s = alone.engine.compare(together.engine, many)
             if after_s < _WORTH * before_s:
                 self._predictor = together
             _log.info(
@@ -128,17 +129,6 @@ class ServedModel:
     def answers(self, logits: NDArray[np.float32]) -> list[Prediction]:
         """As `Predictor.answers`."""
         return self._predictor.answers(logits)
-
-
-def _seconds(first: Engine, second: Engine, pictures: NDArray[np.uint8]) -> tuple[float, float]:
-    """The least time that each takes for the pictures, in turn: the other calls were disturbed by something."""
-    best = [float("inf"), float("inf")]
-    for _ in range(_TRIES):
-        for i, engine in enumerate((first, second)):
-            began = time.perf_counter()
-            engine(pictures)
-            best[i] = min(best[i], time.perf_counter() - began)
-    return best[0], best[1]
 
 
 class Models:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,7 @@ class Turns:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lock = threading.Lock()
         self._free = list(lanes)
+        self._count = len(self._free)
         self._waiting: deque[_Caller] = deque()
 
     def run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
@@ -87,17 +89,50 @@ class Turns:
             else:
                 self._waiting.append(caller)
         if caller.lane is None:
-            try:
-                caller.woken.acquire()
-            except BaseException:  # Ctrl-C in a notebook
-                self._leave(caller)
-                raise
+            self._wait(caller)
         if caller.lane is None:
             return  # Its picture went with somebody else's.
         if len(images) == 1:
             self._lead(caller, caller.lane)
         else:
             self._run_many(caller, caller.lane)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[NDArray[np.uint8], NDArray[np.float32]], None]]:
+        """All lanes, for as long as the context lasts; other callers wait. To be used by one thread at a time.
+
+        Yields:
+            What `run` is to the others.
+        """
+        lanes: list[Lane] = []
+        try:
+            while len(lanes) < self._count:
+                holder = _Caller(np.empty(0, np.uint8), np.empty(0, np.float32))
+                with self._lock:
+                    if self._free:
+                        holder.lane = self._free.pop()
+                    else:
+                        self._waiting.appendleft(holder)
+                if holder.lane is None:
+                    self._wait(holder)
+                assert holder.lane is not None
+                lanes.append(holder.lane)
+            yield lambda images, result: self._compute(lanes, images, result)
+        finally:
+            for lane in lanes:
+                self._hand_on(lane)
+
+    def _wait(self, caller: _Caller) -> None:
+        """Until the caller is handed a lane, or its picture went with somebody else's."""
+        try:
+            caller.woken.acquire()
+        except BaseException:  # Ctrl-C in a notebook
+            with self._lock:
+                if caller in self._waiting:
+                    self._waiting.remove(caller)
+            if caller.lane is not None:
+                self._hand_on(caller.lane)
+            raise
 
     def _lead(self, caller: _Caller, lane: Lane) -> None:
         """Compute the caller's picture and those that it can take along."""
@@ -129,19 +164,27 @@ class Turns:
         if len(group) == most or not self._waiting:
             return False
         with self._lock:
-            if not self._waiting or len(self._waiting[0].images) > 1:
+            if not self._waiting or len(self._waiting[0].images) != 1:
                 return False
             group.append(self._waiting.popleft())
         return True
 
     def _run_many(self, caller: _Caller, lane: Lane) -> None:
         """Compute the caller's pictures on as many lanes as are free now and they fill."""
-        images, lanes = caller.images, [lane]
+        lanes = [lane]
         with self._lock:
-            while self._free and len(lanes) * lane.size < len(images):
+            while self._free and len(lanes) * lane.size < len(caller.images):
                 lanes.append(self._free.pop())
         try:
-            most = lane.size * len(lanes)
+            self._compute(lanes, caller.images, caller.result)
+        finally:
+            for each in lanes:
+                self._hand_on(each)
+
+    def _compute(self, lanes: list[Lane], images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
+        """Fill `result` from `images` on these lanes."""
+        try:
+            most = lanes[0].size * len(lanes)
             for first in range(0, len(images), most):
                 count = min(most, len(images) - first)
                 places = [divmod(i, len(lanes))[::-1] for i in range(count)]
@@ -149,14 +192,11 @@ class Turns:
                     lanes[which].start(place, images[first + i : first + i + 1])
                 for which, place in reversed(places):
                     lanes[which].wait(place)
-                self._run_together(lanes, caller.result[first : first + count])
+                self._run_together(lanes, result[first : first + count])
         except BaseException:
             for each in lanes:
                 each.drain()
             raise
-        finally:
-            for each in lanes:
-                self._hand_on(each)
 
     def _run_together(self, lanes: list[Lane], result: NDArray[np.float32]) -> None:
         """Bring pictures to their end that were dealt out to the lanes in turn; results (n, K)."""
@@ -177,11 +217,3 @@ class Turns:
                 caller.woken.release()
             else:
                 self._free.append(lane)
-
-    def _leave(self, caller: _Caller) -> None:
-        """Take back a call that was interrupted while it waited."""
-        with self._lock:
-            if caller in self._waiting:
-                self._waiting.remove(caller)
-        if caller.lane is not None:
-            self._hand_on(caller.lane)

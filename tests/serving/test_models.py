@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from rayml.bundle import Bundle
+from rayml.engines.openvino import OpenVINOEngine
 from rayml.errors import BundleError, InputError, RegistryError, ServerError, UsageError
 from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import Models, ServedModel, _seconds
+from serving.models import Models, ServedModel
 from serving.replicas import Reporter, reports
 from serving.shadow import ShadowRun
 from serving.sources import BundleSource, RegistrySource
@@ -291,12 +292,12 @@ def test_pictures_go_together_only_where_that_is_quicker(
 ) -> None:
     tried: list[int] = []
 
-    def took(alone: object, together: object, pictures: np.ndarray) -> tuple[float, float]:
+    def took(alone: OpenVINOEngine, together: OpenVINOEngine, pictures: np.ndarray) -> tuple[float, float]:
         assert alone is not together
         tried.append(len(pictures))
         return seconds
 
-    monkeypatch.setattr("serving.models._seconds", took)
+    monkeypatch.setattr(OpenVINOEngine, "compare", took)
     model = ServedModel(NAME, 1, bundles["1"], "auto", 2, RequestLimits())
     alone = model._predictor
     model.group()
@@ -317,21 +318,6 @@ def test_a_version_whose_files_have_gone_answers_on(bundles: dict[str, Bundle], 
     with pytest.raises(BundleError):
         model.group()
     assert model._predictor is alone
-
-
-def test_the_least_time_of_several_tries_counts() -> None:
-    class Sleeping:
-        def __init__(self, *seconds: float) -> None:
-            self.seconds = list(seconds)
-
-        def __call__(self, pictures: np.ndarray) -> None:
-            time.sleep(self.seconds.pop())
-
-    first, second = Sleeping(0.2, 0.01, 0.3), Sleeping(0.1, 0.3, 0.3)
-    a, b = _seconds(first, second, np.zeros(1, np.uint8))  # type: ignore[arg-type]
-    assert 0.01 <= a < b
-    assert b >= 0.1
-    assert (first.seconds, second.seconds) == ([], [])
 
 
 def test_nothing_is_live(registry: Registry) -> None:

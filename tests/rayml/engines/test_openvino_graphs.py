@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -179,3 +180,17 @@ def test_last_layers_that_mix_pictures_stay_with_one(caplog: pytest.LogCaptureFi
     assert "The last layers run a picture at a time" in caplog.text
     images = small.pictures(5, size_px=SIZE_PX)
     np.testing.assert_allclose(engine(images), _alone(_engine(graph, grouped=False), images), rtol=1e-5)
+
+
+def test_two_engines_are_compared_while_callers_wait() -> None:
+    graph = _with_head()
+    whole, grouped = _engine(graph, grouped=False), _engine(graph)
+    images = small.pictures(8, size_px=SIZE_PX)
+    expected = whole(images)
+    run = grouped._run
+    grouped._run = lambda *arguments: (time.sleep(0.3), run(*arguments))
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(whole, images[i % 8 : i % 8 + 1]) for i in range(200)]
+        whole_s, grouped_s = whole.compare(grouped, images)
+        np.testing.assert_array_equal(np.concatenate([each.result() for each in asked]), np.tile(expected, (25, 1)))
+    assert 0 < whole_s < 0.3 < grouped_s

@@ -189,6 +189,37 @@ def test_who_gives_up_waiting_keeps_no_place_and_no_lane() -> None:
     assert lane.groups == [[1], [3]]
 
 
+def test_who_holds_all_lanes_computes_alone() -> None:
+    lanes = [Doubling(2), Doubling(2)]
+    turns = Turns(lanes)
+    for lane in lanes:
+        lane.let = threading.Semaphore(0)
+    entered = threading.Event()
+    result = np.zeros((3, 1), np.float32)
+
+    def hold() -> None:
+        with turns.held() as run:
+            entered.set()
+            _until(lambda: len(turns._waiting) == 2)  # Others wait, and nobody takes them along.
+            run(_pictures(7, 8, 9), result)
+
+    with ThreadPoolExecutor(8) as pool:
+        first = [pool.submit(_run, turns, value) for value in (1, 2)]
+        _until(lambda: sum(len(lane.started) for lane in lanes) == 2)
+        holder = pool.submit(hold)
+        _until(lambda: len(turns._waiting) == 1)
+        assert not entered.is_set()
+        for lane in lanes:
+            lane.let.release(100)
+        _until(entered.is_set)
+        later = _waiting(turns, pool, (3,), (4,))
+        assert [each.result(10) for each in (*first, *later)] == [[2], [4], [6], [8]]
+        holder.result(10)
+    assert result[:, 0].tolist() == [14, 16, 18]
+    assert sorted(group for lane in lanes for group in lane.groups[:2]) == [[1], [2], [7, 9], [8]]
+    assert len(turns._free) == 2
+
+
 def test_many_threads_get_their_own_answers() -> None:
     lanes = [Doubling(4), Doubling(4)]
     turns = Turns(lanes)
