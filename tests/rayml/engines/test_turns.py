@@ -194,13 +194,13 @@ def test_who_holds_all_lanes_computes_alone() -> None:
     turns = Turns(lanes)
     for lane in lanes:
         lane.let = threading.Semaphore(0)
-    entered = threading.Event()
+    entered, others_wait = threading.Event(), threading.Event()
     result = np.zeros((3, 1), np.float32)
 
     def hold() -> None:
         with turns.held() as run:
             entered.set()
-            _until(lambda: len(turns._waiting) == 2)  # Others wait, and nobody takes them along.
+            assert others_wait.wait(10)  # And nobody takes them along.
             run(_pictures(7, 8, 9), result)
 
     with ThreadPoolExecutor(8) as pool:
@@ -213,6 +213,7 @@ def test_who_holds_all_lanes_computes_alone() -> None:
             lane.let.release(100)
         _until(entered.is_set)
         later = _waiting(turns, pool, (3,), (4,))
+        others_wait.set()
         assert [each.result(10) for each in (*first, *later)] == [[2], [4], [6], [8]]
         holder.result(10)
     assert result[:, 0].tolist() == [14, 16, 18]
