@@ -101,6 +101,7 @@ class ServedModel:
         """
         alone = self._predictor
         if isinstance(alone.engine, OpenVINOEngine) and alone.engine.may_gain_from_groups:
+            alone.engine.may_gain_from_groups = False  # Once is enough.
             together = self._make(self.bundle, grouped=True)
             together.check_golden()
             assert isinstance(together.engine, OpenVINOEngine)
@@ -337,9 +338,11 @@ class Models:
         if self._unsettled and not self._stopped.is_set():
             self._unsettled = False
             for improve in (*[model.group for model in (self._live, *self._others.values())], settle):
-                try:
+                try:  # They answer without it, and the versions to be live matter more.
                     improve()
-                except Exception:  # They answer without it, and the versions to be live matter more.
+                except RaymlError as error:
+                    _log.warning("%s answers on as it did when it was loaded: %s", self.name, error.message)
+                except Exception:
                     _log.exception("%s answers on as it did when it was loaded.", self.name)
 
     def _step(self) -> None:

@@ -55,11 +55,12 @@ def _locked() -> threading.Lock:
 class _Caller:
     """One call: its pictures (N, H, W, 3) and their results (N, K), which belong to it."""
 
-    __slots__ = ("images", "lane", "result", "woken")
+    __slots__ = ("gone", "images", "lane", "result", "woken")
 
     def __init__(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
         self.images, self.result = images, result
         self.lane: Lane | None = None
+        self.gone = False  # It was interrupted: nobody is there to use a lane.
         self.woken = _locked()
 
 
@@ -128,6 +129,7 @@ class Turns:
             caller.woken.acquire()
         except BaseException:  # Ctrl-C in a notebook
             with self._lock:
+                caller.gone = True
                 if caller in self._waiting:
                     self._waiting.remove(caller)
             if caller.lane is not None:
@@ -152,7 +154,7 @@ class Turns:
         except BaseException:  # The others try again by themselves, and see for themselves what is wrong.
             lane.drain()
             with self._lock:
-                self._waiting.extendleft(reversed(group[1:]))
+                self._waiting.extendleft(other for other in reversed(group[1:]) if not other.gone)
             self._hand_on(lane)
             raise
         self._hand_on(lane)

@@ -189,6 +189,36 @@ def test_who_gives_up_waiting_keeps_no_place_and_no_lane() -> None:
     assert lane.groups == [[1], [3]]
 
 
+def test_who_gave_up_in_a_group_is_handed_no_lane_when_the_group_fails() -> None:
+    lane = Doubling(4)
+    turns = Turns([lane])
+    lane.let = threading.Semaphore(0)
+    given_up = threading.Event()
+
+    class Interrupted:
+        def acquire(self) -> None:
+            assert given_up.wait(10)
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(4) as pool, pytest.MonkeyPatch.context() as patch:
+        first = pool.submit(_run, turns, 1)
+        _until(lambda: lane.started == [1])
+        patch.setattr("rayml.engines.turns._locked", Interrupted)
+        other = _waiting(turns, pool, (2,))[0]
+        lane.let.release()
+        _until(lambda: lane.started == [1, 2])
+        given_up.set()
+        with pytest.raises(KeyboardInterrupt):
+            other.result(10)
+        patch.undo()
+        lane.fails = RuntimeError("no memory")
+        lane.let.release(100)
+        with pytest.raises(RuntimeError):
+            first.result(10)
+    assert turns._free == [lane]
+    assert _run(turns, 3) == [6]
+
+
 def test_who_holds_all_lanes_computes_alone() -> None:
     lanes = [Doubling(2), Doubling(2)]
     turns = Turns(lanes)
