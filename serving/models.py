@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,8 @@ _NEXT_LOAD_S = 5.0
 # A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
 _RETRY_S = 30.0
 
+# What makes a loaded version quicker takes the cores for a second or two; the start of its server needs them first.
+_SETTLE_AFTER_S = 3.0
 # Whether pictures are computed together is decided by trying it, with so many for each thread. It must save more than
 # tries differ by.
 _TRIED_PER_THREAD, _WORTH = 4, 0.97
@@ -164,7 +167,7 @@ class Models:
         self._opened_at: dict[int, float] = {}  # Whether it could be loaded or not.
         self._loaded_for_a_request_at = -_NEXT_LOAD_S
         self._failed: dict[int, tuple[float, str]] = {}
-        self._unsettled = True  # A version was loaded since the memory was put in order.
+        self._settle_at = 0.0  # When what was loaded last is made quicker; infinite once it has been.
         self._candidate: int | None = None
         self._shadow: ShadowRun | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="rayml-load")
@@ -191,6 +194,7 @@ class Models:
         self._warm_up = warm_up
         warm_up(self._live)
         self._report()
+        self._settle_at = time.monotonic() + _SETTLE_AFTER_S
         self._follower.start()
 
     @property
@@ -318,7 +322,7 @@ class Models:
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
         self._others[number] = opened
-        self._unsettled = True
+        self._settle_at = time.monotonic() + _SETTLE_AFTER_S
         return opened
 
     def _follow(self) -> None:
@@ -335,8 +339,8 @@ class Models:
 
     def _settle(self) -> None:
         """Once after versions were loaded, make them quicker and put the memory in order; no request waits for it."""
-        if self._unsettled and not self._stopped.is_set():
-            self._unsettled = False
+        if time.monotonic() >= self._settle_at and not self._stopped.is_set():
+            self._settle_at = math.inf
             for improve in (*[model.group for model in (self._live, *self._others.values())], settle):
                 try:  # They answer without it, and the versions to be live matter more.
                     improve()

@@ -259,6 +259,7 @@ def test_the_memory_is_put_in_order_after_each_version_and_a_failure_there_stops
         asked.append(_version(models))
         raise ValueError("a kernel with other words")
 
+    monkeypatch.setattr("serving.models._SETTLE_AFTER_S", 0.0)
     monkeypatch.setattr("serving.models.settle", fail)
     models = replica()
     _until(lambda: bool(asked))
@@ -277,6 +278,7 @@ def test_every_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_
         asked.append(model.facts.identity.version)
         raise BundleError("its files have gone")
 
+    monkeypatch.setattr("serving.models._SETTLE_AFTER_S", 0.0)
     monkeypatch.setattr(ServedModel, "group", fail)
     monkeypatch.setattr("serving.models.settle", lambda: asked.append("settled"))
     models = replica()
