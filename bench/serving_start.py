@@ -4,8 +4,8 @@
 
 Claims, of the median of the starts and the memory of the last: the replica is ready within 3 s of its process's start,
 no serving process holds more than 300 MB, none has loaded TensorFlow. Ready means that the replica has given its first
-right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on every
-thread. Resident memory counts shared libraries in each process; `pss_mb` divides them among those that share them
+right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on several
+threads. Resident memory counts shared libraries in each process; `pss_mb` divides them among those that share them
 (proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the replica has held, while it compiled its graph (VmHWM,
 proc_pid_status(5)). Writes FILE, bench/results/serving_start.json by default.
 """
