@@ -22,10 +22,10 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 # listens there, and above those that Ray gives to workers (10002 to 19999). The last two are for Serve's Python proxy
 # and the dashboard's metrics, the others for replicas, so that one run's proxy never asks another run's replica.
 _PORT_BLOCKS, _FIRST_BLOCK, _BLOCK_SIZE = 100, 20_000, 100
+_FREE_PORTS = range(12_000, 20_000)  # Below these blocks.
 # What the caller's environment may say of another cluster, and would be taken before our own settings.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 _HIDDEN = "hidden"
-_RAYS_OWN = (44217, 52365)  # AUTOSCALER_METRIC_PORT, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT.
 
 
 def enter(folder: Path, settings: ServeSettings) -> None:
@@ -153,10 +153,17 @@ def _is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now, and that Ray's own processes will not take."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _RAYS_OWN:
+    """A port of loopback that nobody listens on now, and that no connection and no process of Ray's will take.
+
+    The system gives connections ports from 32768 on (ip_local_port_range): one of these may be in use by the time that
+    a server listens, ten seconds later.
+
+    Raises:
+        ServerError: there is none.
+    """
+    for port in random.sample(_FREE_PORTS, len(_FREE_PORTS)):
+        if _is_free(port):
             return port
+    raise ServerError(
+        f"A port from {_FREE_PORTS[0]} to {_FREE_PORTS[-1]} must be free. Received: none", "End other servers."
+    )

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from rayml.check import findings
 from rayml.sample import draw, write_sample
 from scripts import readme_figures
 from serving import routes
+from serving.environment import free_port
 from tests import markdown
 from tests.markdown import Block
 from tests.serving.live import Live, live
@@ -136,12 +136,6 @@ class Workshop:
                 log.seek(0)
                 said = log.read()
             self.said += said
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def shape(line: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import ServeSettings
+from serving.environment import free_port
 from serving.limits import RequestLimits
 from serving.run import running
 from tests.serving.tiny_bundle import write_tiny_bundle
@@ -43,9 +44,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """The shared server; started by the first test that asks, ended with the last."""
     if _Shared.live is None:
         bundle = write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            settings = replace(ServeSettings(limits=LIMITS), port=probe.getsockname()[1])
+        settings = replace(ServeSettings(limits=LIMITS), port=free_port())
         url = _Shared.stack.enter_context(running(bundle, settings))
         _Shared.live = Live(url, settings, bundle)
     _Shared.users += 1

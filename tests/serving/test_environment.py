@@ -10,19 +10,14 @@ from serving import environment
 from serving.config import ServeSettings
 
 
-def test_a_free_port_is_none_of_those_that_ray_takes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-
-    class FirstTaken:
-        def __contains__(self, port: object) -> bool:
-            asked.append(port)
-            return len(asked) == 1
-
-    monkeypatch.setattr(environment, "_RAYS_OWN", FirstTaken())
-    port = environment.free_port()
-    assert asked[-1] == port and len(asked) == 2
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
+def test_a_free_port_is_one_that_no_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(environment, "_is_free", lambda port: asked.append(port) or len(asked) == 3)
+    assert environment.free_port() == asked[2]
+    assert len(set(asked)) == 3 and min(asked) > 11_999 and max(asked) < 20_000
+    monkeypatch.setattr(environment, "_is_free", lambda port: False)
+    with pytest.raises(ServerError, match="must be free"):
+        environment.free_port()
 
 
 def test_ports_that_are_chosen_before_ray_listens_there_are_given_to_no_connection(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rayml.predictor import Predictor
 from serving import run
 from serving.client import Client
 from serving.config import ServeSettings
+from serving.environment import free_port
 from serving.processes import descendants
 from serving.run import Server, running
 from tests.serving.live import LIMITS, Live, live, read_response
@@ -275,9 +276,7 @@ class _Started:
     """`python -m serving.run` as a person starts it, in a process group of its own like a terminal's."""
 
     def __init__(self, bundle: Path, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.settings = ServeSettings(port=probe.getsockname()[1])
+        self.settings = ServeSettings(port=free_port())
         folder.mkdir()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.run", str(bundle), "--settings", self.settings.to_json()],
@@ -423,11 +422,8 @@ def _is_alive(pid: int) -> bool:
 def test_keys_are_asked_for_and_every_request_is_logged_when_asked(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("first\nsecond\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     settings = ServeSettings(
-        port=port, api_key_file=str(keys), allow_url_hosts=("images.example.com",), access_log=True, replicas=2
+        port=free_port(), api_key_file=str(keys), allow_url_hosts=("images.example.com",), access_log=True, replicas=2
     )
     command = [sys.executable, "-m", "serving.run", str(write_tiny_bundle(tmp_path / "b"))]
     log = tmp_path / "log"
