@@ -22,7 +22,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 # listens there, and above those that Ray gives to workers (10002 to 19999). The last two are for Serve's Python proxy
 # and the dashboard's metrics, the others for replicas, so that one run's proxy never asks another run's replica.
 _PORT_BLOCKS, _FIRST_BLOCK, _BLOCK_SIZE = 100, 20_000, 100
-_FREE_PORTS = range(12_000, 20_000)  # Below these blocks.
+_FREE_PORTS = range(30_000, 32_768)  # Between these blocks and the ephemeral ports.
 # What the caller's environment may say of another cluster, and would be taken before our own settings.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 _HIDDEN = "hidden"

@@ -90,6 +90,7 @@ class ServedModel:
         self.bundle = opened = self._predictor.bundle
         identity = ModelIdentity(name, str(version), opened.digest)
         self.facts = ModelFacts(identity, tuple(opened.record.classes), opened.record.image_size_px)
+        self._tried_groups = False
         # A picture for warming up: it went through the whole training path.
         self.sample: bytes = opened.golden.pictures[0]
 
@@ -103,24 +104,27 @@ class ServedModel:
                 as it was.
         """
         alone = self._predictor
-        if isinstance(alone.engine, OpenVINOEngine) and alone.engine.may_gain_from_groups:
-            alone.engine.may_gain_from_groups = False  # Once is enough.
-            together = self._make(self.bundle, grouped=True)
-            together.check_golden()
-            assert isinstance(together.engine, OpenVINOEngine)
-            pictures = [alone.decode(data) for data in self.bundle.golden.pictures]
-            many = np.resize(pictures, (_TRIED_PER_THREAD * alone.engine.threads, *pictures[0].shape))
-            before_s, after_s = alone.engine.compare(together.engine, many)
-            if after_s < _WORTH * before_s:
-                self._predictor = together
-            _log.info(
-                "%s version %s: %.1f ms a picture, %.1f where %d go together.",
-                self.facts.identity.name,
-                self.facts.identity.version,
-                1000 * before_s / len(many),
-                1000 * after_s / len(many),
-                _TRIED_PER_THREAD,
-            )
+        if self._tried_groups or not isinstance(alone.engine, OpenVINOEngine) or not alone.engine.may_gain_from_groups:
+            return
+        self._tried_groups = True
+        together = self._make(self.bundle, grouped=True)
+        assert isinstance(together.engine, OpenVINOEngine)
+        if not together.engine.grouped:
+            return
+        together.check_golden()
+        pictures = [alone.decode(data) for data in self.bundle.golden.pictures]
+        many = np.resize(pictures, (_TRIED_PER_THREAD * alone.engine.threads, *pictures[0].shape))
+        before_s, after_s = alone.engine.compare(together.engine, many)
+        if after_s < _WORTH * before_s:
+            self._predictor = together
+        _log.info(
+            "%s version %s: %.1f ms for %d pictures one by one, %.1f together.",
+            self.facts.identity.name,
+            self.facts.identity.version,
+            1000 * before_s,
+            len(many),
+            1000 * after_s,
+        )
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """As `Predictor.decode`."""
@@ -341,7 +345,9 @@ class Models:
         """Once after versions were loaded, make them quicker and put the memory in order; no request waits for it."""
         if time.monotonic() >= self._settle_at and not self._stopped.is_set():
             self._settle_at = math.inf
-            for improve in (*[model.group for model in (self._live, *self._others.values())], settle):
+            with self._lock:
+                models = [self._live, *self._others.values()]
+            for improve in (*[model.group for model in models], settle):
                 try:  # They answer without it, and the versions to be live matter more.
                     improve()
                 except RaymlError as error:

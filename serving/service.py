@@ -139,7 +139,7 @@ class Service:
         self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
 
     def warm_up(self, model: ServedModel) -> None:
-        """Let the model classify its sample as often as it takes for all of it to be in use."""
+        """Let the model classify its sample twice for each of its threads, so that a request finds all of it in use."""
 
         def classify(_: int) -> list[Prediction]:
             return model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))

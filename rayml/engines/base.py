@@ -27,15 +27,13 @@ class Engine(ABC):
     """A graph made ready to run. Calling it is thread-safe.
 
     `name` says which engine it is, `image_size_px` the H = W that it takes, `outputs` the K that it gives,
-    `threads` how many threads it computes with, `may_gain_from_groups` whether it is worth a try to make it again with
-    `grouped=True` (`load_engine`).
+    `threads` how many threads it computes with.
     """
 
     name: str
     image_size_px: int
     outputs: int
     threads: int
-    may_gain_from_groups: bool = False
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the graph.

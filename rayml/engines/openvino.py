@@ -29,6 +29,9 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 class OpenVINOEngine(Engine):
     """A graph compiled by OpenVINO.
 
+    `grouped` says whether it computes pictures together, `may_gain_from_groups` whether it is worth a try to make it
+    again so that it does.
+
     Arguments:
         model: ONNX, uint8 (N, H, W, 3) -> float32 (N, K).
         threads: all of its threads together; as many as there are processors by default.
@@ -81,17 +84,17 @@ class OpenVINOEngine(Engine):
             )
         try:
             graph = core.read_model(model, b"")
-            self._compiled, self._grouped = self._compile(core, graph, settings, grouped)
+            self._compiled, self.grouped = self._compile(core, graph, settings, grouped)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO must accept the graph. Received: {str(error).strip()[:300]}") from None
         self.may_gain_from_groups = not grouped and len(model) >= WORTH_BYTES
-        self.image_size_px = int(self._compiled.inputs[int(self._grouped)].shape[1])
+        self.image_size_px = int(self._compiled.inputs[int(self.grouped)].shape[1])
         self.outputs = int(self._compiled.outputs[-1].shape[1])
         # Without groups two lanes for each stream: while it computes, the next picture waits for it, and no core for
         # its caller. A group has several pictures to wait.
         lanes = (
             [_GroupLane(self._compiled) for _ in range(self.streams)]
-            if self._grouped
+            if self.grouped
             else [_PictureLane(self._compiled) for _ in range(2 * self.streams)]
         )
         self._turns = Turns(lanes)

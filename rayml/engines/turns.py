@@ -59,7 +59,7 @@ class _Caller:
 
     def __init__(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
         self.images, self.result = images, result
-        self.lane: Lane | None = None
+        self.lane: Lane | None = None  # What it was handed while it waited.
         self.gone = False  # It was interrupted: nobody is there to use a lane.
         self.woken = _locked()
 
@@ -84,19 +84,13 @@ class Turns:
     def run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
         """Fill `result` (N, K) from `images` (N, H, W, 3), N >= 1."""
         caller = _Caller(images, result)
-        with self._lock:
-            if self._free:
-                caller.lane = self._free.pop()
-            else:
-                self._waiting.append(caller)
-        if caller.lane is None:
-            self._wait(caller)
-        if caller.lane is None:
+        lane = self._lane(caller)
+        if lane is None:
             return  # Its picture went with somebody else's.
         if len(images) == 1:
-            self._lead(caller, caller.lane)
+            self._lead(caller, lane)
         else:
-            self._run_many(caller, caller.lane)
+            self._run_many(caller, lane)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Callable[[NDArray[np.uint8], NDArray[np.float32]], None]]:
@@ -108,23 +102,28 @@ class Turns:
         lanes: list[Lane] = []
         try:
             while len(lanes) < self._count:
-                holder = _Caller(np.empty(0, np.uint8), np.empty(0, np.float32))
-                with self._lock:
-                    if self._free:
-                        holder.lane = self._free.pop()
-                    else:
-                        self._waiting.appendleft(holder)
-                if holder.lane is None:
-                    self._wait(holder)
-                assert holder.lane is not None
-                lanes.append(holder.lane)
+                lane = self._lane(_Caller(np.empty(0, np.uint8), np.empty(0, np.float32)), first=True)
+                assert lane is not None  # Without a picture it goes with nobody's.
+                lanes.append(lane)
             yield lambda images, result: self._compute(lanes, images, result)
         finally:
-            for lane in lanes:
-                self._hand_on(lane)
+            for each in lanes:
+                self._hand_on(each)
 
-    def _wait(self, caller: _Caller) -> None:
-        """Until the caller is handed a lane, or its picture went with somebody else's."""
+    def _lane(self, caller: _Caller, first: bool = False) -> Lane | None:
+        """The lane that the caller gets, when it gets one, or None when its picture went with somebody else's.
+
+        Arguments:
+            caller: who waits, where none is free.
+            first: it waits before all others.
+        """
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if first:
+                self._waiting.appendleft(caller)
+            else:
+                self._waiting.append(caller)
         try:
             caller.woken.acquire()
         except BaseException:  # Ctrl-C in a notebook
@@ -135,6 +134,7 @@ class Turns:
             if caller.lane is not None:
                 self._hand_on(caller.lane)
             raise
+        return caller.lane
 
     def _lead(self, caller: _Caller, lane: Lane) -> None:
         """Compute the caller's picture and those that it can take along."""
@@ -152,10 +152,12 @@ class Turns:
                     other.result[0] = row
                 done += count
         except BaseException:  # The others try again by themselves, and see for themselves what is wrong.
-            lane.drain()
-            with self._lock:
-                self._waiting.extendleft(other for other in reversed(group[1:]) if not other.gone)
-            self._hand_on(lane)
+            try:
+                lane.drain()
+            finally:
+                with self._lock:
+                    self._waiting.extendleft(other for other in reversed(group[1:]) if not other.gone)
+                self._hand_on(lane)
             raise
         self._hand_on(lane)
         for other in group[1:]:

@@ -18,6 +18,7 @@ import pytest
 from rayml.bundle import Bundle
 from rayml.engines.openvino import OpenVINOEngine
 from rayml.errors import BundleError, InputError, RegistryError, ServerError, UsageError
+from rayml.predictor import Predictor
 from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
@@ -304,7 +305,19 @@ def test_pictures_go_together_only_where_that_is_quicker(
     alone = model._predictor
     model.group()
     assert (model._predictor, tried) == (alone, [])  # Its layers are so small that they gain nothing.
+    assert isinstance(alone.engine, OpenVINOEngine)
     alone.engine.may_gain_from_groups = True
+    model.group()
+    assert (model._predictor, tried) == (alone, [])  # Nor can they be cut.
+    model._tried_groups = False
+    make = model._make
+
+    def made(bundle: Bundle, grouped: bool) -> Predictor:
+        predictor = make(bundle, grouped=grouped)
+        predictor.engine.grouped = True
+        return predictor
+
+    model._make = made
     before = model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
     model.group()
     model.group()  # What was tried is not tried again.

@@ -105,7 +105,7 @@ def _alone(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def test_answers_are_those_of_the_whole_graph(with_head: bool, streams: int) -> None:
     graph = _with_head() if with_head else _network()
     whole, grouped = _engine(graph, grouped=False), _engine(graph, streams=streams)
-    assert (whole._grouped, grouped._grouped) == (False, True)
+    assert (whole.grouped, grouped.grouped) == (False, True)
     assert (whole.may_gain_from_groups, grouped.may_gain_from_groups) == (True, False)
     assert (grouped.image_size_px, grouped.outputs) == (SIZE_PX, 3 if with_head else CHANNELS)
     images = small.pictures(11, size_px=SIZE_PX)
@@ -164,19 +164,19 @@ def test_a_graph_that_gains_nothing_stays_whole(settings: dict[str, int], monkey
     for name, value in settings.items():
         monkeypatch.setattr(openvino_graphs, name, value)
     engine = _engine(_with_head())
-    assert not engine._grouped
+    assert not engine.grouped
 
 
 def test_a_graph_with_a_way_around_everything_stays_whole() -> None:
     engine = _engine(_network(residual=False))
-    assert not engine._grouped
+    assert not engine.grouped
 
 
 def test_last_layers_that_mix_pictures_stay_with_one(caplog: pytest.LogCaptureFixture) -> None:
     graph = _network(mixes=True)
     with caplog.at_level(logging.WARNING):
         engine = _engine(graph)
-    assert not engine._grouped
+    assert not engine.grouped
     assert "The last layers run a picture at a time" in caplog.text
     images = small.pictures(5, size_px=SIZE_PX)
     np.testing.assert_allclose(engine(images), _alone(_engine(graph, grouped=False), images), rtol=1e-5)

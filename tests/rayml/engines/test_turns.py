@@ -76,6 +76,14 @@ def _waiting(turns: Turns, pool: ThreadPoolExecutor, *calls: tuple[int, ...]) ->
     return begun
 
 
+def _busy(turns: Turns, lane: Doubling, pool: ThreadPoolExecutor) -> Future[list[float]]:
+    """A call with the picture 1 that keeps the lane until `lane.let` is released."""
+    lane.let = threading.Semaphore(0)
+    first = pool.submit(_run, turns, 1)
+    _until(lambda: lane.started == [1])
+    return first
+
+
 def test_who_comes_alone_waits_for_nobody() -> None:
     lane = Doubling(4)
     assert [_run(Turns([lane]), value) for value in (3, 5)] == [[6], [10]]
@@ -85,10 +93,8 @@ def test_who_comes_alone_waits_for_nobody() -> None:
 def test_those_who_wait_go_together_in_their_order_until_the_group_is_full() -> None:
     lane = Doubling(3)
     turns = Turns([lane])
-    lane.let = threading.Semaphore(0)
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(_run, turns, 1)
-        _until(lambda: lane.started == [1])
+        first = _busy(turns, lane, pool)
         others = _waiting(turns, pool, (2,), (3,), (4,), (5,))
         lane.let.release(100)
         assert [each.result(10) for each in (first, *others)] == [[2], [4], [6], [8], [10]]
@@ -98,10 +104,8 @@ def test_those_who_wait_go_together_in_their_order_until_the_group_is_full() -> 
 def test_a_group_that_a_lane_computes_in_parts() -> None:
     lane = Doubling(4, together=2)
     turns = Turns([lane])
-    lane.let = threading.Semaphore(0)
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(_run, turns, 1)
-        _until(lambda: lane.started == [1])
+        first = _busy(turns, lane, pool)
         others = _waiting(turns, pool, (2,), (3,))
         lane.let.release(100)
         assert [each.result(10) for each in (first, *others)] == [[2], [4], [6]]
@@ -120,10 +124,8 @@ def test_many_pictures_fill_the_lanes_that_are_free() -> None:
 def test_a_call_of_many_is_taken_along_by_nobody() -> None:
     lane = Doubling(4)
     turns = Turns([lane])
-    lane.let = threading.Semaphore(0)
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(_run, turns, 1)
-        _until(lambda: lane.started == [1])
+        first = _busy(turns, lane, pool)
         others = _waiting(turns, pool, (2, 3), (4,))
         lane.let.release(100)
         assert [each.result(10) for each in (first, *others)] == [[2], [4, 6], [8]]
@@ -175,10 +177,8 @@ def test_who_gives_up_waiting_keeps_no_place_and_no_lane() -> None:
 
     lane = Doubling(2)
     turns = Turns([lane])
-    lane.let = threading.Semaphore(0)
     with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
-        first = pool.submit(_run, turns, 1)
-        _until(lambda: lane.started == [1])
+        first = _busy(turns, lane, pool)
         made = iter([Interrupted()])
         patch.setattr("rayml.engines.turns._locked", lambda: next(made))
         with pytest.raises(KeyboardInterrupt):
@@ -192,7 +192,6 @@ def test_who_gives_up_waiting_keeps_no_place_and_no_lane() -> None:
 def test_who_gave_up_in_a_group_is_handed_no_lane_when_the_group_fails() -> None:
     lane = Doubling(4)
     turns = Turns([lane])
-    lane.let = threading.Semaphore(0)
     given_up = threading.Event()
 
     class Interrupted:
@@ -201,8 +200,7 @@ def test_who_gave_up_in_a_group_is_handed_no_lane_when_the_group_fails() -> None
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(4) as pool, pytest.MonkeyPatch.context() as patch:
-        first = pool.submit(_run, turns, 1)
-        _until(lambda: lane.started == [1])
+        first = _busy(turns, lane, pool)
         patch.setattr("rayml.engines.turns._locked", Interrupted)
         other = _waiting(turns, pool, (2,))[0]
         lane.let.release()
