@@ -351,7 +351,7 @@ class Models:
                 try:  # They answer without it, and the versions to be live matter more.
                     improve()
                 except RaymlError as error:
-                    _log.warning("%s answers on as it did when it was loaded: %s", self.name, error.message)
+                    _log.error("%s answers on as it did when it was loaded: %s", self.name, error.message)
                 except Exception:
                     _log.exception("%s answers on as it did when it was loaded.", self.name)
 
