@@ -35,7 +35,7 @@ from rayml.errors import BundleError, UsageError
 from rayml.head import HeadWeights
 from rayml.model_card import CardNotes, model_card
 
-__all__ = ["Bundle", "BundleContents", "Golden", "Record", "Training", "write_bundle"]
+__all__ = ["Bundle", "BundleContents", "Golden", "Record", "Training", "read_record", "write_bundle"]
 
 # More golden pictures make every start of a server slower and prove nothing more.
 MAX_GOLDEN = 256
@@ -171,6 +171,20 @@ class Bundle:
             BundleError: the folder has changed.
         """
         return _read_head(self.record, _sealed(self.path, self.record, HEAD))
+
+
+def read_record(path: str | Path) -> Record:
+    """What a bundle says of itself; none of its files is verified.
+
+    Arguments:
+        path: the bundle's folder, or a link to it.
+
+    Raises:
+        BundleError: it is no bundle's folder, or `bundle.json` is damaged.
+    """
+    folder = Path(path)
+    _refuse_other_kinds(folder)
+    return Record.from_json(_read(folder, RECORD, bundle_json.MAX_JSON_BYTES))
 
 
 def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:

@@ -81,7 +81,7 @@ def attach_head(backbone: bytes, head: HeadWeights) -> bytes:
             f"the head must take the backbone's {info.outputs} features. Received: a head for {head.features}",
             "train the head on features of this very backbone",
         )
-    model = _parse(backbone)
+    model = parse(backbone)
     graph = model.graph
     if any(name.startswith(HEAD_PREFIX) or name == LOGITS for name in _value_names(graph)):
         raise BundleError(f'the backbone must not use the names "{LOGITS}" and "{HEAD_PREFIX}...". Received: it does')
@@ -129,7 +129,7 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
 
     if len(model) > MAX_MODEL_BYTES:
         raise BundleError(f"a graph must have at most {MAX_MODEL_BYTES} bytes. Received: {len(model)}")
-    proto = _parse(model)
+    proto = parse(model)
     opset = _check_operators(proto)
     graph = proto.graph
     for tensor in _tensors(graph):
@@ -177,7 +177,7 @@ def sizes(model: bytes, top_layers: int) -> Sizes:
     """
     from onnx import helper
 
-    proto = _parse(model)
+    proto = parse(model)
     tensors = {value.name: value.type.tensor_type for value in _infer_shapes(proto).value_info}
     values = {
         name: math.prod(dim.dim_value for dim in tensor.shape.dim)
@@ -196,7 +196,12 @@ def sizes(model: bytes, top_layers: int) -> Sizes:
     return Sizes(max(values.values()), top_values, top_weights)
 
 
-def _parse(model: bytes) -> onnx.ModelProto:
+def parse(model: bytes) -> onnx.ModelProto:
+    """The graph in words that the `onnx` package knows, not checked.
+
+    Raises:
+        BundleError: the bytes are none.
+    """
     import onnx
 
     proto = onnx.ModelProto()

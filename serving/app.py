@@ -26,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rayml.bundle import Bundle
 from rayml.errors import UsageError
 from rayml.registry import Registry
 from serving.config import ServeSettings
@@ -94,7 +93,7 @@ class Classifier:
         bounds, rules = self._bounds, self._rules
         source: Source
         if self._registry is None:
-            source, reporter = BundleSource(Bundle.open(self._source)), None
+            source, reporter = BundleSource.read(self._source), None
         else:
             source = RegistrySource(self._registry, self._name, version)
             reporter = Reporter(self._registry, self._name)

@@ -68,6 +68,9 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray would give the replicas niceness 15: any other program would come first.
         "RAY_worker_niceness": "0",
+        # glibc would give each thread memory of its own to take from, up to eight for each core, and what is free in
+        # one of them serves no other: a replica held a tenth more (mallopt(3), M_ARENA_MAX).
+        "MALLOC_ARENA_MAX": str(max(2, usable_cores() // 4)),
         # Ray's daemons take processor time from the model all the time, also of an idle server: for metrics that nobody
         # collects (rayml has its own), a table of finished tasks, and looks at everything up to ten times a second.
         "RAY_enable_metrics_collection": "0",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from rayml.bundle import Bundle
+from rayml.bundle import Record, read_record
 from rayml.errors import UsageError
 from rayml.registry import Registry, State
 
@@ -34,15 +34,27 @@ class BundleSource:
     """One bundle, which stays what it is.
 
     Arguments:
-        bundle: it, verified.
+        folder: the bundle's.
+        record: what it says of itself.
     """
 
-    bundle: Bundle
+    folder: Path
+    record: Record
+
+    @classmethod
+    def read(cls, path: str | Path) -> BundleSource:
+        """The bundle in a folder, or behind a link to one. What loads it verifies it.
+
+        Raises:
+            BundleError: there is none, or its record is damaged.
+        """
+        folder = Path(path).resolve()
+        return cls(folder, read_record(folder))
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return self.bundle.record.name
+        return self.record.name
 
     @property
     def pinned(self) -> int | None:
@@ -51,13 +63,13 @@ class BundleSource:
 
     def state(self) -> State:
         """The bundle's own version is live."""
-        return State(live=self.bundle.record.version)
+        return State(live=self.record.version)
 
     def path(self, version: int) -> Path:
         """The bundle's folder."""
-        if version != self.bundle.record.version:
-            raise UsageError(f"the version must be {self.bundle.record.version}. Received: {version}")
-        return self.bundle.path
+        if version != self.record.version:
+            raise UsageError(f"the version must be {self.record.version}. Received: {version}")
+        return self.folder
 
 
 @dataclass(frozen=True)

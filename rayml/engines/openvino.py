@@ -17,12 +17,14 @@ from rayml.engines.base import Engine, import_package, usable_threads
 from rayml.engines.openvino_graphs import WORTH_BYTES, for_one, split
 from rayml.engines.turns import Lane, Turns
 from rayml.errors import BundleError, UsageError
+from rayml.graph import parse
 from rayml.memory import give_back_file
 
 _log = logging.getLogger(__name__)
 
 # How many pictures go through the last layers together. Eight gain 2 % more than four, and two half as much.
 _GROUP = 4
+_WEIGHTS = "graph.bin"
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -83,8 +85,7 @@ class OpenVINOEngine(Engine):
                 "use float32",
             )
         try:
-            graph = core.read_model(model, b"")
-            self._compiled, self.grouped = self._compile(core, graph, settings, grouped)
+            self._compiled, self.grouped = self._compile(core, model, settings, grouped)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO must accept the graph. Received: {str(error).strip()[:300]}") from None
         self.may_gain_from_groups = not grouped and len(model) >= WORTH_BYTES
@@ -104,28 +105,24 @@ class OpenVINOEngine(Engine):
         pixels = np.zeros((1, self.image_size_px, self.image_size_px, 3), np.uint8)
         self._run(pixels, np.empty((1, self.outputs), np.float32))
 
-    def _compile(self, core: Any, graph: Any, settings: dict[str, Any], grouped: bool) -> tuple[Any, bool]:
+    def _compile(self, core: Any, model: bytes, settings: dict[str, Any], grouped: bool) -> tuple[Any, bool]:
         """Compile a graph without keeping its weights twice.
 
         A compiled model holds its own, repacked weights and the graph that it came from with the original ones, 80 MB
-        for Xception, which nothing asks for again. So the originals go into a file without a name, and after compiling
-        the memory behind it is given back.
+        for Xception, which nothing asks for again. So the originals go into a file without a name, which OpenVINO maps,
+        and after compiling the memory behind it is given back. It is the quicker way too: 0.15 s for Xception, where
+        OpenVINO takes 0.26 to read the weights from memory.
         """
-        if sys.platform != "linux":
-            return _compiled(core, graph, settings, grouped)
-        try:
-            temporary = tempfile.TemporaryDirectory(prefix="rayml-openvino-")
-        except OSError as error:
-            _log.warning("The weights stay in memory twice: no folder can be made for them (%s).", error.strerror)
-            return _compiled(core, graph, settings, grouped)
-        with temporary as folder:
+        if sys.platform == "linux":
             try:
-                graph = _weights_in_a_file(core, graph, Path(folder))
-            except RuntimeError as error:
-                _log.warning("The weights stay in memory twice: they could not be written to %s (%s).", folder, error)
-            compiled = _compiled(core, graph, settings, grouped)
-            give_back_file(Path(folder) / "graph.bin")
-        return compiled
+                with tempfile.TemporaryDirectory(prefix="rayml-openvino-") as folder:
+                    path = _with_weights_apart(model, Path(folder))
+                    compiled = _compiled(core, core.read_model(path), settings, grouped)
+                    give_back_file(path.with_name(_WEIGHTS))
+                    return compiled
+            except OSError as error:
+                _log.warning("The weights stay in memory twice: no file can hold them (%s).", error.strerror)
+        return _compiled(core, core.read_model(model, b""), settings, grouped)
 
     def _run(self, images: NDArray[np.uint8], result: NDArray[np.float32]) -> None:
         self._turns.run(images, result)
@@ -260,10 +257,10 @@ def _drain(*requests: Any) -> None:
             request.wait()
 
 
-def _weights_in_a_file(core: Any, graph: Any, folder: Path) -> Any:
-    """The same graph with its weights in a file of `folder`, which OpenVINO maps into memory."""
-    import openvino
+def _with_weights_apart(model: bytes, folder: Path) -> Path:
+    """Write a graph into `folder` with its weights in a file of their own; returns its path."""
+    import onnx
 
-    path = folder / "graph.xml"
-    openvino.save_model(graph, path, compress_to_fp16=False)
-    return core.read_model(path)
+    path = folder / "graph.onnx"
+    onnx.save_model(parse(model), path, save_as_external_data=True, location=_WEIGHTS)
+    return path

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayml.bundle import Bundle, Golden, Training, write_bundle
+from rayml.bundle import Bundle, Golden, Training, read_record, write_bundle
 from rayml.bundle_json import MAX_CLASSES
 from rayml.errors import BundleError, UsageError
 from rayml.graph import attach_head
@@ -41,6 +41,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(head[name], array)
     assert read.read_model() == made.model
     assert Bundle.open_with_model(read.path)[1] == made.model
+    assert read_record(read.path) == written.record
 
 
 def test_the_format_as_the_design_has_it(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _version(models: Models) -> str:
 
 
 def test_a_bundle_alone(bundles: dict[str, Bundle]) -> None:
-    models = Models(BundleSource(bundles["1"]), "auto", 1, RequestLimits())
+    models = Models(BundleSource.read(bundles["1"].path), "auto", 1, RequestLimits())
     models.start(lambda model: None)
     identity = models.live.facts.identity
     assert (identity.name, identity.version, identity.bundle) == (NAME, "3", bundles["1"].digest)

@@ -67,7 +67,7 @@ def test_the_service_shows_it_to_everybody_and_the_model_to_those_with_a_key(tmp
     (tmp_path / "keys").write_text("secret\n")
     limits = RequestLimits()
     bundle = Bundle.open(write_tiny_bundle(tmp_path / "bundle"))
-    models = Models(BundleSource(bundle), "auto", 2, limits)
+    models = Models(BundleSource.read(bundle.path), "auto", 2, limits)
     fetcher, keys, log = Fetcher([], 1000), ApiKeys(tmp_path / "keys"), RequestLog(None, False)
     service = Service(models, 2, limits, fetcher, keys, Metrics(None), log)
 

@@ -69,7 +69,7 @@ def _service(
     **limits: Any,
 ) -> Service:
     bounds = RequestLimits(**limits)
-    models = Models(BundleSource(model.bundle), "auto", 1, RequestLimits())
+    models = Models(BundleSource.read(model.bundle.path), "auto", 1, RequestLimits())
     models._live = model  # The one that a test may change.
     return Service(models, 2, bounds, _Origin(origin), keys, Metrics(None), log or _Lines())
 
