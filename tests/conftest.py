@@ -15,6 +15,7 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 # Ray's socket paths must stay under 104 characters (macOS), which the system's own temporary folder can exceed.
 _RAY_PARENT = "/tmp"
+_MAX_ID = 40  # characters or bytes
 _SURROUNDINGS = pytest.StashKey[list[str]]()
 
 
@@ -37,6 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
         # A worker or a subprocess finds the packages as these tests do, installed or not.
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long contents do not become a test's name, which is printed when it fails: some have millions of bytes."""
+    if not isinstance(val, str | bytes) or len(val) <= _MAX_ID:
+        return None
+    return f"{val[:_MAX_ID]!a}... of {len(val)}"
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own.
