@@ -128,9 +128,9 @@ def switch(
     """
     assert state.live is not None
     old, version = registry.state(name), state.live
-    digest = registry.digest(name, version)
     found = reports(registry, name)
     known = {replica.replica: replica for replica in found if not replica.pinned}
+    rollout = _Rollout(registry, name, version, registry.digest(name, version), known, timeout_s)
     if pinned := len(found) - len(known):
         say(f"Left out: {pinned} replica{'s' if pinned > 1 else ''} that a Serve config file pins to a version.")
     if known and old.live != version:
@@ -138,7 +138,7 @@ def switch(
         registry.write_state(name, replace(old, candidate=version))
         try:
             hint = "nothing has changed for clients; the version stays stored and is not live"
-            _await_all(registry, name, version, digest, known, lambda r: version in r.ready, "ready", hint, timeout_s)
+            rollout.wait("ready", lambda replica: version in replica.ready, hint)
         except BaseException:
             registry.write_state(name, replace(old, candidate=None))
             raise
@@ -150,51 +150,64 @@ def switch(
         again = "no version" if old.live is None else f"version {old.live}"
         hint = f"the replicas that were that far have answered with it meanwhile; {again} is live again"
     try:
-        return _await_all(
-            registry, name, version, digest, known, lambda r: r.live == str(version), "live", hint, timeout_s
-        )
+        return rollout.wait("live", lambda replica: replica.live == str(version), hint)
     except ServerError:
         registry.write_state(name, replace(old, candidate=None))
         raise
 
 
-def _await_all(
-    registry: Registry,
-    name: str,
-    version: int,
-    digest: str,
-    known: dict[str, Report],
-    arrived: Callable[[Report], bool],
-    what: str,
-    hint: str,
-    timeout_s: float,
-) -> int:
-    """Wait until every replica has arrived that has not ended and is not pinned; the number of them.
+@dataclass(frozen=True)
+class _Rollout:
+    """A version on its way into the replicas.
 
-    One that is silent has not ended: it may go on with another version than the others. `known` has the last word of
-    each, and is kept up to date.
+    Arguments:
+        registry, name, version: which.
+        digest: of its bundle.
+        known: the last word of each replica that is to have it, kept up to date.
+        timeout_s: seconds for each step.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        known.update((replica.replica, replica) for replica in reports(registry, name))
-        for other in [r.replica for r in known.values() if r.pinned or has_ended(registry, name, r.replica)]:
-            del known[other]
-        for replica in known.values():
-            reason = replica.failed.get(str(version))
-            if replica.live == str(version) and replica.bundle != digest:
-                reason = "it answers with another bundle under this number, whose folder has been changed"
-            if reason is not None:
+
+    registry: Registry
+    name: str
+    version: int
+    digest: str
+    known: dict[str, Report]
+    timeout_s: float
+
+    def wait(self, what: str, arrived: Callable[[Report], bool], hint: str) -> int:
+        """Wait until every replica has arrived that has not ended and is not pinned; the number of them.
+
+        One that is silent has not ended: it may go on with another version than the others.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            self._look()
+            for replica in self.known.values():
+                if (reason := self._obstacle(replica)) is not None:
+                    raise ServerError(
+                        f"every replica must be able to have version {self.version}. "
+                        f"Received: {replica.replica}: {reason}",
+                        hint,
+                    )
+            late = [replica for replica in self.known.values() if not arrived(replica)]
+            if not late:
+                return len(self.known)
+            if time.monotonic() > deadline:
                 raise ServerError(
-                    f"every replica must be able to have version {version}. Received: {replica.replica}: {reason}",
-                    hint,
+                    f"version {self.version} must be {what} in every replica within {self.timeout_s:g} s. "
+                    f"Received: {len(late)} of {len(self.known)} are not that far, such as {late[0].replica}",
+                    f"{hint}; try again when the machine is less busy",
                 )
-        late = [replica for replica in known.values() if not arrived(replica)]
-        if not late:
-            return len(known)
-        if time.monotonic() > deadline:
-            raise ServerError(
-                f"version {version} must be {what} in every replica within {timeout_s:g} s. "
-                f"Received: {len(late)} of {len(known)} are not that far, such as {late[0].replica}",
-                f"{hint}; try again when the machine is less busy",
-            )
-        time.sleep(_POLL_S)
+            time.sleep(_POLL_S)
+
+    def _look(self) -> None:
+        self.known.update((replica.replica, replica) for replica in reports(self.registry, self.name))
+        for one in list(self.known.values()):
+            if one.pinned or has_ended(self.registry, self.name, one.replica):
+                del self.known[one.replica]
+
+    def _obstacle(self, replica: Report) -> str | None:
+        """Why a replica will never have the version as it was stored."""
+        if replica.live == str(self.version) and replica.bundle != self.digest:
+            return "it answers with another bundle under this number, whose folder has been changed"
+        return replica.failed.get(str(self.version))

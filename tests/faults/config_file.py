@@ -31,6 +31,8 @@ _TIMEOUT_S = 120.0
 def measure() -> dict[str, Any]:
     """Pin versions 1, 2 and one that is not reproduced here, in turn, then none, while clients ask.
 
+    The server starts in this process and changes its environment.
+
     Returns:
         `Tally.to_json`, with `pids`: the replicas at each step, `versions_live`: what they had answered with by then,
         and `taken`: whether they came to answer with what the step asks for, the last one for version 1, which is live.

@@ -23,8 +23,8 @@ from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
 CLIENTS = 8
 REPLICAS = 2
-# A deployment, then as many requests again, and so on.
-_BETWEEN = 500
+# A deployment, then as many requests again, and so on: at least so many deployments, however quick the requests are.
+_BETWEEN, _DEPLOYMENTS = 500, 10
 
 
 def measure(requests: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def measure(requests: int) -> dict[str, Any]:
         pictures = {label: picture(label) for label in CLASSES}
         with running(bundles[0], settings) as url, Crowd(url, CLIENTS, pictures) as crowd:
             crowd.wait_for(_BETWEEN)
-            while crowd.tally.total < requests or deployments < 2:
+            while crowd.tally.total < requests or deployments < _DEPLOYMENTS:
                 deployments += 1
                 rayml("deploy", str(bundles[deployments % 2]), "--address", url)
                 crowd.wait_for(_BETWEEN)

@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -27,6 +28,17 @@ def _head(*lines: str, path: str = "/predict") -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode()
 
 
+def _classify(*lines: str, content_type: str = "image/png") -> bytes:
+    """An honest request for the picture, and further header lines."""
+    return _head(f"Content-Type: {content_type}", f"Content-Length: {len(PICTURE)}", *lines) + PICTURE
+
+
+@contextlib.contextmanager
+def _connections(live: Live, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(live.connect()) for _ in range(count)]
+
+
 def _ask(live: Live, request: bytes) -> tuple[int, dict[str, str], str]:
     """Status, headers and error code of one answer: every error is JSON of rayml's shape."""
     with live.connect() as connection:
@@ -38,8 +50,7 @@ def _ask(live: Live, request: bytes) -> tuple[int, dict[str, str], str]:
 
 
 def _is_alive(live: Live) -> bool:
-    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
-    return _ask(live, request)[0] == 200
+    return _ask(live, _classify())[0] == 200
 
 
 def test_both_lengths_are_refused(live: Live) -> None:
@@ -121,7 +132,7 @@ def test_empty_bodies_and_wrong_types(live: Live, headers: list[str], body: byte
 def test_a_lying_type_changes_nothing(live: Live) -> None:
     # PICTURE is a PNG: the bytes decide, never the header.
     for content_type in ("image/jpeg", "IMAGE/WEBP", "application/octet-stream"):
-        request = _head(f"Content-Type: {content_type}", f"Content-Length: {len(PICTURE)}") + PICTURE
+        request = _classify(content_type=content_type)
         assert _ask(live, request)[0] == 200
 
 
@@ -150,8 +161,7 @@ def test_headers_that_command_serve_have_no_effect(live: Live) -> None:
         "serve_multiplexed_model_id: other",
         "x-forwarded-host: evil.example",
     ]
-    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}", *forged) + PICTURE
-    status, headers, _ = _ask(live, request)
+    status, headers, _ = _ask(live, _classify(*forged))
     assert status == 200
     assert "x-request-id" not in headers
 
@@ -165,39 +175,28 @@ def test_a_client_cannot_switch_the_deadline_off(live: Live) -> None:
 
 def test_bodies_that_never_end_keep_no_place_after_their_answer(live: Live) -> None:
     unfinished = _head("Content-Length: 1000", path="/nope") + b"x"
-    held = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
-    try:
+    with _connections(live, LIMITS.max_in_flight + 1) as held:
         for connection in held:
             assert exchange(connection, unfinished)[0] == 404
         assert not _is_alive(live)  # The proxy waits for the rest, and has no more places.
         for _ in range(6):
             _trickle(held)
         assert _is_alive(live)
-    finally:
-        for connection in held:
-            connection.close()
 
 
 def test_bodies_that_trickle_keep_nobody_out_for_long(live: Live) -> None:
     trickle = _head("Content-Type: image/png", "Content-Length: 1000") + b"x"
-    trickles = [live.connect() for _ in range(LIMITS.max_in_flight + 4)]
-    try:
+    with _connections(live, LIMITS.max_in_flight + 4) as trickles:
         for connection in trickles:
             connection.sendall(trickle)
         for _ in range(5):  # Less than `LIMITS.deadline_s`, by which all of them would be gone.
             _trickle(trickles)
-        with live.connect() as connection:
-            request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
-            assert exchange(connection, request)[0] == 200
-    finally:
-        for connection in trickles:
-            connection.close()
+        assert _is_alive(live)
 
 
 def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
     unfinished = _head("Content-Type: image/png", "Content-Length: 10") + b"half"
-    waiting = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
-    try:
+    with _connections(live, LIMITS.max_in_flight + 1) as waiting:
         for connection in waiting:
             connection.sendall(unfinished)
         # Whichever came last is answered at once; the others would be, with 408, after the deadline.
@@ -207,55 +206,45 @@ def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
         assert json.loads(body)["error"]["code"] == "overloaded"
         with live.connect() as connection:  # Health questions need no place.
             assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
-    finally:
-        for connection in waiting:  # Gone in mid-upload, with a reset instead of a farewell.
+        for connection in waiting:  # They go in mid-upload, with a reset instead of a farewell.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.close()
     _until(lambda: _is_alive(live))
 
 
 def test_a_crowd_is_refused_by_the_proxy_while_the_replica_has_no_time(live: Live) -> None:
     (replica,) = replicas(find_server(live.url).pid)
-    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
     plain = _head("Content-Length: 2", path="/v1/models/primaries:predict") + b"{}"
     # The replica's places, and one more that it would refuse itself, so that its metrics tell of it.
-    held = [live.connect() for _ in range(LIMITS.max_in_flight + 1)]
-    os.kill(replica, signal.SIGSTOP)
-    try:
-        for connection in held:
-            connection.sendall(request)
-            assert not select.select([connection], [], [], 0.2)[0]
-        status, headers, code = _ask(live, request)
-        assert (status, headers["retry-after"], code) == (503, str(LIMITS.retry_after_s), "overloaded")
-        with live.connect() as connection:
-            status, headers, body = exchange(connection, plain)
-        assert (status, headers["retry-after"]) == (503, str(LIMITS.retry_after_s))
-        assert isinstance(json.loads(body)["error"], str)
-    finally:
-        os.kill(replica, signal.SIGCONT)
-    assert {read_response(connection)[0] for connection in held} <= {200, 503}
-    for connection in held:
-        connection.close()
+    with _connections(live, LIMITS.max_in_flight + 1) as held:
+        os.kill(replica, signal.SIGSTOP)
+        try:
+            for connection in held:
+                connection.sendall(_classify())
+                assert not select.select([connection], [], [], 0.2)[0]
+            status, headers, code = _ask(live, _classify())
+            assert (status, headers["retry-after"], code) == (503, str(LIMITS.retry_after_s), "overloaded")
+            with live.connect() as connection:
+                status, headers, body = exchange(connection, plain)
+            assert (status, headers["retry-after"]) == (503, str(LIMITS.retry_after_s))
+            assert isinstance(json.loads(body)["error"], str)
+        finally:
+            os.kill(replica, signal.SIGCONT)
+        assert {read_response(connection)[0] for connection in held} <= {200, 503}
     _until(lambda: _is_alive(live))
 
 
 def test_clients_gone_in_mid_prediction_leave_the_server_alive(live: Live) -> None:
-    request = _head("Content-Type: image/png", f"Content-Length: {len(PICTURE)}") + PICTURE
     for _ in range(50):
         with live.connect() as connection:
-            connection.sendall(request)
+            connection.sendall(_classify())
     _until(lambda: _is_alive(live))
 
 
 def test_idle_connections_do_not_keep_others_out(live: Live) -> None:
-    idle = [live.connect() for _ in range(1_000)]
-    try:
+    with _connections(live, 1_000) as idle:
         for connection in idle[::2]:
             connection.sendall(b"POST /predict HTT")
         assert _is_alive(live)
-    finally:
-        for connection in idle:
-            connection.close()
 
 
 def _trickle(connections: list[socket.socket]) -> None:
