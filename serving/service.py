@@ -139,12 +139,12 @@ class Service:
         self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
 
     def warm_up(self, model: ServedModel) -> None:
-        """Let the model classify its sample twice for each of its threads, so that a request finds all of it in use."""
+        """Let the model classify its sample once for each of its threads, so that a request finds all of it in use."""
 
         def classify(_: int) -> list[Prediction]:
             return model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
 
-        for predictions in self._pool.map(classify, range(2 * self._threads)):
+        for predictions in self._pool.map(classify, range(self._threads)):
             assert predictions
 
     async def answer(self, call: Call) -> Answer:
