@@ -5,9 +5,10 @@
 Claims, of the median of the starts and the memory of the last: the replica is ready within 3 s of its process's start,
 no serving process holds more than 300 MB, none has loaded TensorFlow. Ready means that the replica has given its first
 right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on several
-threads. Resident memory counts shared libraries in each process; `pss_mb` divides them among those that share them
-(proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the replica has held, while it compiled its graph (VmHWM,
-proc_pid_status(5)). Writes FILE, bench/results/serving_start.json by default.
+threads. Memory is read when the replica has put it in order. Resident memory counts shared libraries in each process;
+`pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the
+replica has held, while it compiled its graph (VmHWM, proc_pid_status(5)). Writes FILE, bench/results/serving_start.json
+by default.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from serving.processes import descendants
 
 _POLL_S = 0.02
 _TIMEOUT_S = 300.0
+_SETTLED_AFTER_S = 4.0  # Twice: three seconds after its start a replica puts its memory in order, which takes one.
 _MEGABYTE = 1_000_000
 _CLAIM_READY_S = 3.0
 _CLAIM_RSS_MB = 300.0
@@ -110,8 +112,10 @@ def _measure(bundle: Bundle, settings: ServeSettings) -> _Start:
                 raise SystemExit(1)  # The server has said why.
             ready_s = time.monotonic() - began
             client = Client(settings.url)
-            for picture in bundle.golden.pictures * 20:
-                client.predict(picture)
+            for _ in range(2):
+                for picture in bundle.golden.pictures * 10:
+                    client.predict(picture)
+                time.sleep(_SETTLED_AFTER_S)
             processes, peak_mb = list(_memory(server.pid).values()), _peak_mb(replica)
             tensorflow = sorted(name for pid, name in _names(server.pid).items() if _has_tensorflow(pid))
         finally:
