@@ -61,6 +61,8 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
     deadline_s = settings.limits.deadline_s
     return {
         "PYTHONPATH": python_path(_hide_packages(folder)),
+        # A replica that is killed while it loads a model leaves the model's weights there; they go with the folder.
+        "TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

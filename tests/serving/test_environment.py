@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,10 @@ def test_a_block_whose_last_ports_are_in_use_is_passed_over(monkeypatch: pytest.
                 }
         with pytest.raises(ServerError, match="ports from 30000 on that are free"):
             environment._port_block()
+
+
+def test_what_a_killed_replica_leaves_goes_with_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp())"]
+    variables = {**os.environ, **environment.variables(tmp_path, ServeSettings())}
+    left = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout.strip()
+    assert Path(left).parent == tmp_path
