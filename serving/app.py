@@ -28,6 +28,7 @@ from starlette.responses import Response
 
 from rayml.errors import UsageError
 from rayml.registry import Registry
+from serving.call import Call, ClientGone
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
@@ -37,7 +38,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.replicas import Reporter
 from serving.scheduling import in_foreground
-from serving.service import Call, ClientGone, Service
+from serving.service import Service
 from serving.sources import BundleSource, RegistrySource, Source
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 A URL from a stranger is a request that this machine makes for them (server-side request forgery, OWASP): so the name is
 resolved once, every address that it has must be a public one, and the connection goes to that very address, with the
 name kept for Host and TLS. Redirects are checked like the first URL. No proxy, password file or cookie is used, since
-nothing here reads any. One deadline covers connection, redirects and body, and `serving.service` waits no longer for a
+nothing here reads any. One deadline covers connection, redirects and body, and `serving.fetches` waits no longer for a
 name to be looked up either; one limit covers all bytes received.
 """
 

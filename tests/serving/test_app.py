@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rayml.bundle import Bundle
-from rayml.errors import BundleError, InputError, UsageError
+from rayml.errors import BundleError, UsageError
 from rayml.registry import Registry, State
 from serving.app import AppArguments, Classifier, build
 from serving.limits import RequestLimits
 from serving.replicas import reports
-from serving.service import Service, check_declared_length
+from serving.service import Service
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 
 # Ray Serve's own configuration classes, when they are imported.
@@ -123,22 +123,6 @@ def test_bodies_have_a_room_of_their_own_that_empties_again(bundle: Path) -> Non
     assert "connection" not in refused.headers  # All of the body has come: the next request may follow.
     for _ in range(3):
         assert asyncio.run(classifier(_request(body))).status_code == 200
-
-
-@pytest.mark.parametrize("length", ["0", "999", "1000", "0001000"])
-def test_declared_lengths_within_the_limit(length: str) -> None:
-    check_declared_length(length, 1000)
-    check_declared_length(None, 1000)
-
-
-@pytest.mark.parametrize(
-    ("length", "status"),
-    [("1001", 413), ("9" * 19, 413), ("9" * 1_000_000, 413), ("-1", 400), ("1e3", 400), ("٣", 400)],
-)
-def test_declared_lengths_that_are_refused(length: str, status: int) -> None:
-    with pytest.raises(InputError) as caught:
-        check_declared_length(length, 1000)
-    assert caught.value.status == status
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rayml.bundle import Bundle
 from rayml.clothing import CLASSES
+from serving.call import Call
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
@@ -20,7 +21,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.page import EXAMPLES, FILES, HEADERS, about, example, static
 from serving.protocols.base import Answer, ModelFacts, ModelIdentity
-from serving.service import Call, Service
+from serving.service import Service
 from serving.sources import BundleSource
 from tests.serving.tiny_bundle import picture, write_tiny_bundle
 

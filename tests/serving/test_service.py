@@ -14,6 +14,7 @@ import pytest
 
 from rayml.bundle import Bundle
 from rayml.errors import InputError
+from serving.call import Call, ClientGone
 from serving.fetch import Fetcher
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
@@ -21,7 +22,7 @@ from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models, ServedModel
 from serving.protocols.base import Answer
-from serving.service import REQUEST_ID_HEADER, Call, ClientGone, Service
+from serving.service import REQUEST_ID_HEADER, Service
 from serving.sources import BundleSource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
 
@@ -277,16 +278,16 @@ def test_what_is_fetched_takes_room_as_bodies_do_and_gives_it_back(model: Served
     body_bytes = len(json.dumps(call))
     service = _service(model, max_buffered_bytes=body_bytes + 2 * len(RED) - 1)
     (answer,) = _ask(service, _call("/predict/batch", call))
-    assert (answer.status, _code(answer), service._buffered_bytes) == (503, "overloaded", 0)
+    assert (answer.status, _code(answer), service._admission.buffered_bytes) == (503, "overloaded", 0)
     for _ in range(3):
         (answer,) = _ask(service, _call("/predict/batch", {"images": [{"url": URL}]}))
-        assert (answer.status, service._buffered_bytes) == (200, 0)
+        assert (answer.status, service._admission.buffered_bytes) == (200, 0)
 
 
 def test_a_body_that_trickles_gives_way_when_all_places_are_taken(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.service._TRICKLE_GRACE_S", 0.2)
+    monkeypatch.setattr("serving.admission._TRICKLE_GRACE_S", 0.2)
     service = _service(model, max_in_flight=2)
 
     def call(first: bytes) -> Call:
@@ -305,7 +306,8 @@ def test_a_body_that_trickles_gives_way_when_all_places_are_taken(
         assert not upload.done()  # It is fast enough.
         upload.cancel()
         await asyncio.gather(upload, return_exceptions=True)
-        assert (service._in_flight, service._buffered_bytes, service._readers) == (0, 0, set())
+        room = service._admission
+        assert (room.in_flight, room.buffered_bytes, room.readers) == (0, 0, set())
         return early, late, await trickle
 
     early, late, trickle = asyncio.run(ask())
@@ -317,7 +319,7 @@ def test_a_body_that_trickles_gives_way_when_all_places_are_taken(
 def test_an_answer_before_the_body_waits_a_moment_for_the_rest(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.service._DRAIN_S", 0.1)
+    monkeypatch.setattr("serving.call._DRAIN_S", 0.1)
 
     async def never() -> AsyncIterator[bytes]:
         yield b"x"
@@ -438,7 +440,7 @@ def test_batches_have_a_room_of_their_own_that_empties_again(model: ServedModel,
 
     async def crowd() -> None:
         held = asyncio.create_task(service.answer(three))
-        while not service._batched:
+        while not service._admission.batched:
             await asyncio.sleep(0.01)
         for call in (sixty, explain):
             refused = await service.answer(call)
@@ -448,7 +450,7 @@ def test_batches_have_a_room_of_their_own_that_empties_again(model: ServedModel,
         assert (await held).status == status
         for call in (sixty, explain):  # Where there is no other, one above the limit gets in too.
             assert (await service.answer(call)).status == 200
-        assert service._batched == 0
+        assert service._admission.batched == 0
 
     asyncio.run(crowd())
 
@@ -459,7 +461,7 @@ def test_a_late_batch_gives_its_room_back(model: ServedModel, monkeypatch: pytes
     service = _service(model, deadline_s=0.2)
     (answer,) = _ask(service, _call("/predict/batch", {"images": [_base64(RED)] * 8}))
     go.set()
-    assert (answer.status, _code(answer), service._batched) == (504, "deadline", 0)
+    assert (answer.status, _code(answer), service._admission.batched) == (504, "deadline", 0)
 
 
 # --- memory for decoding
