@@ -34,9 +34,10 @@ from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.memory import MemoryBudget
 from serving.metrics import Metrics
-from serving.models import Models, ServedModel
+from serving.models import Models
 from serving.protocols.base import Address, Answer, Source, Variants, Work, check_picture, too_large
 from serving.routes import Context, Protocol, Route, Target
+from serving.served_model import ServedModel
 
 REQUEST_ID_HEADER = "x-rayml-request-id"
 # Told apart, not kept secret; the system's own random bytes would give the interpreter away for each request.

@@ -14,16 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayml.errors import RaymlError
 from rayml.images import fit_pixels
-
-if TYPE_CHECKING:
-    from serving.models import ServedModel
+from serving.served_model import ServedModel
 
 # Pictures that wait for the shadow, and how large each may be in memory.
 _QUEUE = 8

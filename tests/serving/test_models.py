@@ -16,15 +16,14 @@ import numpy as np
 import pytest
 
 from rayml.bundle import Bundle
-from rayml.engines.openvino import OpenVINOEngine
 from rayml.errors import BundleError, InputError, RegistryError, ServerError, UsageError
-from rayml.predictor import Predictor
 from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import Models, ServedModel
+from serving.models import Models
 from serving.replicas import Reporter, reports
+from serving.served_model import ServedModel
 from serving.shadow import ShadowRun
 from serving.sources import BundleSource, RegistrySource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
@@ -287,53 +286,6 @@ def test_every_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_
     _set(registry, State(live=2))
     _until(lambda: asked[2:] == ["2", "1", "settled"])
     assert _version(models) == "2"
-
-
-@pytest.mark.parametrize(("seconds", "grouped"), [((1.0, 0.9), True), ((1.0, 0.99), False), ((1.0, 2.0), False)])
-def test_pictures_go_together_only_where_that_is_quicker(
-    bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], grouped: bool
-) -> None:
-    tried: list[int] = []
-
-    def took(alone: OpenVINOEngine, together: OpenVINOEngine, pictures: np.ndarray) -> tuple[float, float]:
-        assert alone is not together
-        tried.append(len(pictures))
-        return seconds
-
-    monkeypatch.setattr(OpenVINOEngine, "compare", took)
-    model = ServedModel(NAME, 1, bundles["1"], "auto", 2, RequestLimits())
-    alone = model._predictor
-    model.group()
-    assert (model._predictor, tried) == (alone, [])  # Its layers are so small that they gain nothing.
-    assert isinstance(alone.engine, OpenVINOEngine)
-    alone.engine.may_gain_from_groups = True
-    model.group()
-    assert (model._predictor, tried) == (alone, [])  # Nor can they be cut.
-    model._tried_groups = False
-    make = model._make
-
-    def made(bundle: Bundle, grouped: bool) -> Predictor:
-        predictor = make(bundle, grouped=grouped)
-        predictor.engine.grouped = True
-        return predictor
-
-    model._make = made
-    before = model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
-    model.group()
-    model.group()  # What was tried is not tried again.
-    assert (model._predictor is not alone, tried) == (grouped, [8])
-    assert model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis])) == before
-
-
-def test_a_version_whose_files_have_gone_answers_on(bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    shutil.copytree(bundles["1"].path, tmp_path / "copy")
-    model = ServedModel(NAME, 1, tmp_path / "copy", "auto", 1, RequestLimits())
-    alone = model._predictor
-    alone.engine.may_gain_from_groups = True
-    shutil.rmtree(tmp_path / "copy")
-    with pytest.raises(BundleError):
-        model.group()
-    assert model._predictor is alone
 
 
 def test_nothing_is_live(registry: Registry) -> None:

@@ -20,8 +20,9 @@ from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
-from serving.models import Models, ServedModel
+from serving.models import Models
 from serving.protocols.base import Answer
+from serving.served_model import ServedModel
 from serving.service import REQUEST_ID_HEADER, Service
 from serving.sources import BundleSource
 from tests.serving.tiny_bundle import CLASSES, picture, write_tiny_bundle
