@@ -206,12 +206,11 @@ class Demo:
         return round(sum(map(float, found)))
 
     def _workers(self) -> list[str]:
-        return [host for host in self.cluster.alive() if host != self.cluster.head_host]
+        return [node.host for node in self.cluster.nodes[1:] if node.runs]
 
     def _ready(self) -> list[str]:
         """The nodes that pass KubeRay's readiness probe, asked once as the kubelet asks."""
-        hosts = [node.host for node in self.cluster.nodes[1:] if node.runs]
-        return [host for host in hosts if all(_succeeds(f"http://{host}{path}") for path in _PROBES)]
+        return [host for host in self._workers() if all(_succeeds(f"http://{host}{path}") for path in _PROBES)]
 
     def _leads_to(self, host: str) -> bool:
         """Whether a Service still sends requests to a node that was ready when it was asked last."""
