@@ -102,6 +102,7 @@ def test_a_watched_page_loads_itself_anew(browser: Browser, tmp_path: Path) -> N
     from rayml.report import watch_run
 
     run = made.searching(tmp_path / "run", {"00000": (0.5,)})
+    held = made.hold(run)
     out = tmp_path / "live.html"
     seen: list[str] = []
 
@@ -120,4 +121,5 @@ def test_a_watched_page_loads_itself_anew(browser: Browser, tmp_path: Path) -> N
     page.get_by_text("interrupted").first.wait_for(timeout=60_000)
     watcher.join(60)
     assert seen[-1] == "interrupted"
+    held.close()
     page.context.close()

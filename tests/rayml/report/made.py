@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -77,6 +78,13 @@ def searching(folder: Path, curves: dict[str, tuple[float, ...]]) -> Path:
     cells(folder)
     history(folder, curves)
     return folder
+
+
+def hold(folder: Path) -> IO[bytes]:
+    """Hold a run as the process that searches does, until what this returns is closed."""
+    lock = (folder / ".lock").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def photos(folder: Path, classes: tuple[str, ...] = small.CLASSES, each: int = 4) -> Path:

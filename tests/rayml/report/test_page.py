@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import html
 import json
 import re
@@ -168,8 +167,7 @@ def test_watching_ends_with_the_search(tmp_path: Path, data: Path) -> None:
     def begin() -> None:
         folder.rmdir()
         made.searching(folder, {})
-        held.append((folder / ".lock").open("wb"))
-        fcntl.flock(held[0], fcntl.LOCK_EX)
+        held.append(made.hold(folder))
 
     stages = [
         begin,
