@@ -42,7 +42,7 @@ class Rival:
 
     Arguments:
         packages: for pip; none for rayml itself, which runs in this environment.
-        command: `{bin}`, `{port}`, `{threads}` and `{folder}` are filled in.
+        command: `{bin}`, `{port}`, `{threads}`, `{precision}` and `{folder}` are filled in.
         path: where pictures are posted.
         form: how the picture is sent: its `bytes` alone, a `file` of a multipart form, in `json` in base64, or so
             as a `tensor` of Open Inference. Where a server takes several, the one with the least work.
@@ -63,7 +63,17 @@ _GUNICORN = (
 
 
 RIVALS: dict[str, Rival] = {
-    "rayml": Rival((), (sys.executable, "-m", "serving.run", "{bundle}", "--settings", '{{"port": {port}}}')),
+    "rayml": Rival(
+        (),
+        (
+            sys.executable,
+            "-m",
+            "serving.run",
+            "{bundle}",
+            "--settings",
+            '{{"port": {port}, "precision": "{precision}"}}',
+        ),
+    ),
     "fastapi": Rival(
         (*BASE, "fastapi", "uvicorn[standard]"),
         ("{bin}/uvicorn", "fastapi_app:app", "--port", "{port}", "--no-access-log", "--log-level", "error"),
@@ -207,6 +217,7 @@ def _running(
     model = {"name": "classifier", "implementation": "mlserver_app.Classifier"}
     (settings / "model-settings.json").write_text(json.dumps(model))
     filled = {"bin": folder, "port": port, "threads": usable_cores(), "folder": settings, "bundle": bundle.resolve()}
+    filled["precision"] = surroundings["RIVAL_PRECISION"]
     command = [part.format(**filled) for part in rival.command]
     where = HERE.parent if name == "rayml" else HERE / "rivals"
     environment = dict(os.environ) if name == "rayml" else surroundings | {"RIVAL_PORT": str(port)}
@@ -316,14 +327,20 @@ def installed_versions(folder: Path) -> dict[str, str]:
     return {p["name"]: p["version"] for p in json.loads(listed.stdout) if p["name"].lower().startswith(shown)}
 
 
-def surroundings_of(bundle: Path) -> dict[str, str]:
-    """The environment variables that the scripts of bench/rivals/ read, beside this process's own."""
+def surroundings_of(bundle: Path, precision: str = "float32") -> dict[str, str]:
+    """The environment variables that the scripts of bench/rivals/ read, beside this process's own.
+
+    Arguments:
+        bundle: what is served.
+        precision: what OpenVINO computes in, one of `rayml.engines.PRECISIONS`.
+    """
     record = Bundle.open(bundle).record
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
     return {name: value for name, value in os.environ.items() if name not in hidden} | {
         "RIVAL_MODEL": str(bundle.resolve() / "model.onnx"),
         "RIVAL_SIZE": str(record.image_size_px),
         "RIVAL_THREADS": str(usable_cores()),
+        "RIVAL_PRECISION": precision,
         "RIVAL_BACKBONE": _APPLICATIONS.get(record.backbone_name, record.backbone_name),
         "RIVAL_CLASSES": str(len(record.classes)),
         "RIVAL_INNER": str(record.size_inner),

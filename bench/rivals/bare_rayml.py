@@ -14,7 +14,8 @@ class Rayml:
     """A bundle's predictor, a stream a thread as in a replica."""
 
     def __init__(self) -> None:
-        self._predictor = Predictor(Path(os.environ["RIVAL_MODEL"]).parent, threads=THREADS, streams=THREADS)
+        bundle, precision = Path(os.environ["RIVAL_MODEL"]).parent, os.environ["RIVAL_PRECISION"]
+        self._predictor = Predictor(bundle, threads=THREADS, streams=THREADS, precision=precision)
 
     def probabilities(self, data: bytes) -> dict[str, float]:
         """A picture's probabilities by class."""
