@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,13 +14,15 @@ from pathlib import Path
 
 
 def environment(*requirements: str) -> Path:
-    """The `bin` folder of an environment with these packages; kept in the folder `RAYML_CLIENT_ENVIRONMENTS`, if set.
+    """The `bin` folder of an environment with these packages.
+
+    It is kept in the folder `RAYML_CLIENT_ENVIRONMENTS` where that is set, else for as long as this process runs.
 
     Arguments:
         requirements: as pip takes them, with exact versions.
     """
     name = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()[:16]
-    parent = os.environ.get("RAYML_CLIENT_ENVIRONMENTS") or tempfile.mkdtemp(prefix="rayml-clients-")
+    parent = os.environ.get("RAYML_CLIENT_ENVIRONMENTS") or _temporary()
     folder = Path(parent) / name
     finished = folder / "finished"
     if not finished.exists():
@@ -26,6 +31,13 @@ def environment(*requirements: str) -> Path:
         subprocess.run([*pip, *requirements], check=True, env=surroundings())
         finished.touch()
     return folder / "bin"
+
+
+@functools.cache
+def _temporary() -> str:
+    folder = tempfile.mkdtemp(prefix="rayml-clients-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def surroundings() -> dict[str, str]:

@@ -298,12 +298,12 @@ def test_what_has_changed_is_refused_when_it_is_known(
     write_record(run, changed)
     skipped = sorted((folder / "photos" / "train" / "hat").iterdir())[0].relative_to(folder / "photos").as_posix()
     with monkeypatch.context() as patch, pytest.raises(UsageError, match="--resume needs the backbone of the run"):
-        patch.setattr("tune_jobs.run.feature_pass", None)
+        patch.setattr("tune_jobs.stages.feature_pass", None)
         run_tune(one_at_a_time(folder, out=run, resume=True), QUIET)
 
     write_record(run, record)
     passed = PassResult(0, 179, {skipped: "cut off"}, 0.0, "")
-    monkeypatch.setattr("tune_jobs.run.feature_pass", lambda *_, **__: passed)
+    monkeypatch.setattr("tune_jobs.stages.feature_pass", lambda *_, **__: passed)
     with pytest.raises(UsageError, match=r"Received: train/hat: 11 photos where the run had 12"):
         run_tune(one_at_a_time(folder, out=run, resume=True, skip_unreadable=True), QUIET)
     assert json.loads((run / "run.json").read_text())["data"] == record["data"]
@@ -354,7 +354,7 @@ def test_a_run_that_was_killed_before_its_first_trial_goes_on_as_was_asked(
 
     small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 1, "grace_period": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tune_jobs.run._run", kill)
+        patch.setattr("tune_jobs.run.run_stages", kill)
         run_tune(one_at_a_time(tmp_path, data=folder / "photos", **small), QUIET)
     assert not (tmp_path / "run").exists()
     assert read_run(killed).status == "searching" and "settings" in write_report(killed).read_text()
@@ -399,8 +399,8 @@ def test_an_error_before_the_first_epoch_is_said_where_the_folder_cannot_be_remo
     rmtree = shutil.rmtree
     chosen = one_at_a_time(tmp_path, data=folder / "photos", cache=folder / "cache", size_inner=(4,), epochs=1)
     with monkeypatch.context() as patch, pytest.raises(SearchError, match="no machine is left"):
-        patch.setattr("tune_jobs.run._run", fail)
-        patch.setattr("tune_jobs.run.shutil.rmtree", remove)
+        patch.setattr("tune_jobs.run.run_stages", fail)
+        patch.setattr("shutil.rmtree", remove)
         run_tune(chosen, QUIET)
     assert [path.name for path in chosen.out.iterdir()] == [".nfs0001"]
 
@@ -433,7 +433,7 @@ def test_a_score_that_rounding_decides_is_said(
 
     small: dict[str, Any] = {"size_inner": (4,), "learning_rate": (0.05,), "epochs": 1, "grace_period": 1}
     for function, said in ((select, 0), (tied, 1)):
-        monkeypatch.setattr("tune_jobs.run.select", function)
+        monkeypatch.setattr("tune_jobs.stages.select", function)
         run_tune(one_at_a_time(folder, out=tmp_path / f"run-{said}", **small), Progress())
         assert capsys.readouterr().err.count("are equal but for rounding") == said
 
