@@ -1,4 +1,4 @@
-# Needs GNU make and Python 3.10 to 3.13, nothing else. `make help` lists the targets.
+# Needs GNU make and Python 3.10 to 3.13 with its `venv` module, nothing else. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 # Only ready-made files, each with its recorded hash: no compiler is needed and no foreign build script runs.

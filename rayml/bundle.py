@@ -51,7 +51,6 @@ _MAX_BYTES = {
 _MAX_PICTURE_BYTES = 20 << 20  # as images.ImageLimits
 _MAX_ENTRIES = MAX_GOLDEN + 16
 _HEAD_ARRAYS = ("inner_kernel", "inner_bias", "logits_kernel", "logits_bias")
-_AGAIN = "copy or build the bundle again"
 _log = logging.getLogger(__name__)
 
 
@@ -142,12 +141,12 @@ class Bundle:
         folder = folder.resolve()
         found = _list_files(folder)
         if RECORD not in found:
-            raise BundleError(f"expected a bundle's folder with {RECORD} in it. Received: {folder}", _AGAIN)
+            raise BundleError(f"expected a bundle's folder with {RECORD} in it. Received: {folder}")
         data = _read(folder, RECORD, bundle_json.MAX_JSON_BYTES)
         record = Record.from_json(data)
         for name in sorted({*record.files, RECORD} ^ found):
             state = "is not there" if name in record.files else f"is there, and {RECORD} does not name it"
-            raise BundleError(f"a bundle must hold what {RECORD} names. Received: {name} {state}", _AGAIN)
+            raise BundleError(f"a bundle must hold what {RECORD} names. Received: {name} {state}")
         contents = {name: _sealed(folder, record, name) for name in record.files if name != MODEL}
         head = _read_head(record, contents[HEAD])
         golden = _read_golden(record, contents)
@@ -308,10 +307,10 @@ def _list_files(folder: Path) -> set[str]:
                         continue
                     if not stat.S_ISREG(mode):
                         kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-                        raise BundleError(f"a bundle must hold plain files only. Received: {name} is {kind}", _AGAIN)
+                        raise BundleError(f"a bundle must hold plain files only. Received: {name} is {kind}")
                     found.add(name)
                     if len(found) > _MAX_ENTRIES:
-                        raise BundleError(f"a bundle must hold at most {_MAX_ENTRIES} files. Received: more", _AGAIN)
+                        raise BundleError(f"a bundle must hold at most {_MAX_ENTRIES} files. Received: more")
         except (FileNotFoundError, NotADirectoryError):
             continue  # Then its files are missing, which the caller says by name.
         except OSError as error:
@@ -329,7 +328,7 @@ def _read(folder: Path, name: str, max_bytes: int) -> bytes:
                 raise BundleError(f"{name} must have at most {max_bytes} bytes. Received: {size}")
             return file.read(size + 1)  # One more than it has, so that a file that grows does not pass.
     except OSError as error:
-        raise BundleError(f"{name} must be readable. Received: {error.strerror}", _AGAIN) from None
+        raise BundleError(f"{name} must be readable. Received: {error.strerror}") from None
 
 
 def _sealed(folder: Path, record: Record, name: str) -> bytes:
@@ -342,7 +341,7 @@ def _sealed(folder: Path, record: Record, name: str) -> bytes:
 def _check_seal(record: Record, name: str, data: bytes) -> None:
     digest = hashlib.sha256(data).hexdigest()
     if digest != record.files[name]:
-        raise BundleError(f"{name} must have sha256 {record.files[name]}. Received: {digest}", _AGAIN)
+        raise BundleError(f"{name} must have sha256 {record.files[name]}. Received: {digest}")
 
 
 def _read_head(record: Record, data: bytes) -> HeadWeights:
@@ -391,7 +390,7 @@ def _check_model(record: Record, head: HeadWeights, model: bytes) -> None:
     try:
         info = graph.check_graph(model)
     except BundleError as error:
-        raise BundleError(f"{MODEL}: {error.message}", error.hint or _AGAIN) from None
+        raise BundleError(f"{MODEL}: {error.message}", error.hint) from None
     expected = (record.image_size_px, len(record.classes), record.opset)
     if (info.image_size_px, info.outputs, info.opset) != expected:
         raise BundleError(

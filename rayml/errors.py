@@ -37,18 +37,19 @@ class RaymlError(Exception):
 
     Arguments:
         message: one line: what was expected, then what came.
-        hint: one line: what to do about it, or "" where nothing helps.
+        hint: one line: what to do about it; where nothing particular helps, its kind's `remedy`.
 
     `exit_code` is what a command ends with: 2 for wrong usage or input, 1 for a failure, which the answer to an
     `OSError` of a full or broken disk always is.
     """
 
     exit_code = 1
+    remedy = "`rayml -v COMMAND ...` shows where it happened."
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.remedy
         answered = sys.exc_info()[1]
         if isinstance(answered, OSError) and answered.errno in _DISK_FAILED:
             self.exit_code = 1
@@ -61,6 +62,7 @@ class UsageError(RaymlError):
     """An option or setting is wrong, or what it points to is not there."""
 
     exit_code = 2
+    remedy = "`rayml COMMAND --help` says what each option takes."
 
 
 class InputError(RaymlError):
@@ -74,6 +76,7 @@ class InputError(RaymlError):
     """
 
     exit_code = 2
+    remedy = ""  # Of a request: its message says all that a stranger is told.
 
     def __init__(self, message: str, *, status: int = 400, code: str = "bad_request", hint: str = "") -> None:
         super().__init__(message, hint)
@@ -85,24 +88,28 @@ class DataError(RaymlError):
     """A folder of labelled photos cannot be learned from."""
 
     exit_code = 2
+    remedy = "`rayml data check DIR` names everything that is wrong with it."
 
 
 class WeightsError(RaymlError):
     """A backbone's weights are missing or do not fit it."""
 
     exit_code = 2
+    remedy = "Fetch the file again, or name another with --weights."
 
 
 class BundleError(RaymlError):
     """A bundle is damaged, incomplete, unsafe or from a newer rayml."""
 
     exit_code = 2
+    remedy = "Copy or build the bundle again: `rayml tune DATA --out RUN` writes RUN/best."
 
 
 class RegistryError(RaymlError):
     """A folder of models is damaged, or cannot be written to."""
 
     exit_code = 2
+    remedy = "Mend the folder; `rayml models MODELS` lists what it holds."
 
 
 class SearchError(RaymlError):

@@ -14,11 +14,21 @@ from numpy.typing import ArrayLike
 from rayml.data import EVALUATION, UnreadablePictures, scan_labelled
 from rayml.errors import InputError
 from rayml.images import read_picture
-from rayml.metrics import accuracy, confusion, cross_entropy, expected_calibration_error, per_class, softmax
+from rayml.metrics import (
+    accuracy,
+    confusion,
+    cross_entropy,
+    expected_calibration_error,
+    frequent_mistakes,
+    per_class,
+    softmax,
+)
 from rayml.predictor import Predictor
 from rayml.progress import Progress
 
 BATCH = 32  # Pictures decoded side by side before the engine sees them.
+MAX_MATRIX_CLASSES = 40  # A larger confusion matrix cannot be read, and grows with the square of the classes.
+MOST_MISTAKES = 12  # Of the most frequent, in its place.
 
 
 def scores(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str], temperature: float) -> dict[str, Any]:
@@ -32,17 +42,22 @@ def scores(logits: ArrayLike, labels: ArrayLike, classes: Sequence[str], tempera
 
     Returns:
         `accuracy`, `loss` (cross-entropy of the plain logits, what training reports), `n`, `per_class` {class:
-        {precision, recall, n}}, `confusion` (rows are true classes), `ece` of the calibrated probabilities and
+        {precision, recall, n}}, `confusion` (rows are true classes) or, of more than `MAX_MATRIX_CLASSES` classes,
+        `mistaken` (see `rayml.metrics.frequent_mistakes`), `ece` of the calibrated probabilities and
         `ece_uncalibrated`.
     """
     plain = np.asarray(logits)
-    matrix = confusion(labels, plain.argmax(axis=1), len(classes))
+    predicted = plain.argmax(axis=1)
+    if len(classes) <= MAX_MATRIX_CLASSES:
+        confused: dict[str, Any] = {"confusion": confusion(labels, predicted, len(classes)).tolist()}
+    else:
+        confused = {"mistaken": frequent_mistakes(labels, predicted, classes, MOST_MISTAKES)}
     return {
         "accuracy": accuracy(plain, labels),
         "loss": cross_entropy(plain, labels),
         "n": len(plain),
-        "per_class": per_class(matrix, classes),
-        "confusion": matrix.tolist(),
+        "per_class": per_class(labels, predicted, classes),
+        **confused,
         "ece": expected_calibration_error(softmax(plain / temperature), labels),
         "ece_uncalibrated": expected_calibration_error(softmax(plain), labels),
     }
@@ -52,7 +67,7 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
     """Score a bundle on a folder of class folders, through the very path that serves.
 
     Returns:
-        What `scores` gives, and `images_per_s`, reading and decoding included.
+        What `scores` gives, `confusion` of any number of classes, and `images_per_s`, reading and decoding included.
 
     Raises:
         DataError: no such folder, or a class that the bundle does not know.
@@ -89,5 +104,7 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
             "Mend or remove them: an accuracy over the rest would not be this folder's.",
         )
     seconds = time.monotonic() - start
-    figures = scores(np.concatenate(logits), labels, record.classes, record.temperature)
+    answered = np.concatenate(logits)
+    figures = scores(answered, labels, record.classes, record.temperature)
+    figures["confusion"] = confusion(labels, answered.argmax(axis=1), len(record.classes)).tolist()
     return {**figures, "images_per_s": round(len(photos) / seconds, 1)}

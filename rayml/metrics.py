@@ -85,9 +85,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[
     Raises:
         ValueError: the lengths differ, or a position is not one of the classes.
     """
-    truth, guesses = _positions(labels, classes, "labels"), _positions(predicted, classes, "predicted")
-    if truth.shape != guesses.shape:
-        raise ValueError(f"labels and predicted must have one length. Received: {truth.shape} and {guesses.shape}")
+    truth, guesses = _answered(labels, predicted, classes)
     return np.bincount(truth * classes + guesses, minlength=classes * classes).reshape(classes, classes)
 
 
@@ -105,34 +103,29 @@ def frequent_mistakes(labels: ArrayLike, predicted: ArrayLike, classes: Sequence
     Raises:
         ValueError: as in `confusion`.
     """
-    truth, guesses = (
-        _positions(values, len(classes), name) for values, name in ((labels, "labels"), (predicted, "predicted"))
-    )
-    if truth.shape != guesses.shape:
-        raise ValueError(f"labels and predicted must have one length. Received: {truth.shape} and {guesses.shape}")
+    truth, guesses = _answered(labels, predicted, len(classes))
     wrong = truth != guesses
     counts = Counter(zip(truth[wrong].tolist(), guesses[wrong].tolist(), strict=True))
     ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
     return [[classes[true], classes[answer], count] for (true, answer), count in ranked]
 
 
-def per_class(matrix: ArrayLike, classes: Sequence[str]) -> dict[str, ClassScore]:
-    """Precision and recall of each class, from a confusion matrix.
+def per_class(labels: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> dict[str, ClassScore]:
+    """Precision and recall of each class.
 
     A class that was never predicted has precision 0, one without pictures recall 0 (`n` says so): scikit-learn's
     `zero_division=0`, so that the table holds numbers only and can be written as strict JSON.
 
     Arguments:
-        matrix: (C, C) from `confusion`.
-        classes: the C names in the order of the rows.
+        labels, predicted: as in `confusion`.
+        classes: the C names in the order of the positions.
 
     Raises:
-        ValueError: the matrix is not C x C.
+        ValueError: as in `confusion`.
     """
-    counts = np.asarray(matrix)
-    if counts.shape != (len(classes), len(classes)):
-        raise ValueError(f"the confusion of {len(classes)} classes must be square. Received: {counts.shape}")
-    hits, seen, guessed = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    truth, guesses = _answered(labels, predicted, len(classes))
+    counted = (np.bincount(found, minlength=len(classes)) for found in (truth[truth == guesses], truth, guesses))
+    hits, seen, guessed = counted
     return {
         name: ClassScore(
             precision=float(hits[i] / guessed[i]) if guessed[i] else 0.0,
@@ -218,6 +211,14 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64],
     if len(truth) != len(values):
         raise ValueError(f"expected one label for each of {len(values)} pictures. Received: {len(truth)}")
     return values, truth
+
+
+def _answered(labels: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True and predicted positions, each int64 (N,), or a ValueError."""
+    truth, guesses = _positions(labels, classes, "labels"), _positions(predicted, classes, "predicted")
+    if truth.shape != guesses.shape:
+        raise ValueError(f"labels and predicted must have one length. Received: {truth.shape} and {guesses.shape}")
+    return truth, guesses
 
 
 def _positions(given: ArrayLike, classes: int, name: str) -> NDArray[np.int64]:

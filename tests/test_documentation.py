@@ -23,7 +23,7 @@ from click.shell_completion import split_arg_string
 from rayml import cli
 from rayml.check import findings
 from rayml.sample import draw, write_sample
-from scripts import readme_figures
+from scripts import figures
 from serving import routes
 from serving.environment import free_port
 from tests import markdown
@@ -430,9 +430,9 @@ def test_an_invented_message_is_caught() -> None:
     assert not any(pattern.fullmatch("a picture must be pretty. Received: an ugly one") for pattern in patterns)
 
 
-def test_the_figures_are_those_of_the_results() -> None:
-    text = PAGES["README.md"]
-    assert readme_figures.filled(text) == text, "python -m scripts.readme_figures renews them"
+@pytest.mark.parametrize("page", figures.PAGES)
+def test_the_figures_are_those_of_the_results(page: str) -> None:
+    assert figures.filled(PAGES[page], page) == PAGES[page], "python -m scripts.figures renews them"
 
 
 def test_new_results_become_tables(tmp_path: Path) -> None:
@@ -442,8 +442,8 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
         return {"median": value, "min": value, "max": value}
 
     def server(per_s: float) -> dict[str, Any]:
-        figures = {"per_s": per_s, "cpu_ms": 12.34, "p50_ms": 5.0, "p99_ms": 432.1, "failures": 0.0}
-        return {n: {key: spread(value) for key, value in figures.items()} for n in ("1", "8", "32")}
+        measured = {"per_s": per_s, "cpu_ms": 12.34, "p50_ms": 5.0, "p99_ms": 432.1, "failures": 0.0}
+        return {n: {key: spread(value) for key, value in measured.items()} for n in ("1", "8", "32")}
 
     def ratios(of_bare: float) -> dict[str, Any]:
         found = {"median": of_bare, "lower": of_bare - 0.009, "upper": of_bare + 0.009}
@@ -481,7 +481,8 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
     }
     for name, result in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    text = readme_figures.filled(f"a {readme_figures.BEGIN} stale figures {readme_figures.END} b", tmp_path)
+    stale = f"a {figures.BEGIN} stale figures {figures.END} b"
+    text = figures.filled(stale, "docs/measured.md", tmp_path)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert rows == [
         ["12 heads x 10 epochs on cached features, 3 rounds", "seconds"],
@@ -506,7 +507,15 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
     assert "A search of 120 cells takes 0.038 s a trial more than its arithmetic in that loop.\n" in text
     assert "A search of 1,000 cells takes 0.026 s a trial less than its arithmetic in that loop.\n" in text
     assert "40 s by rayml's actors and 45 s as a pipeline of Ray Data (a factor of 1.11, 5 rounds; CPU, 2 cores" in text
-    assert "stale" not in text and text.endswith(f"{readme_figures.END} b")
+    assert "stale" not in text and text.endswith(f"{figures.END} b")
+    short = figures.filled(stale, "README.md", tmp_path)
+    assert [line for line in short.splitlines() if line.startswith("| ")] == [
+        "| photos over HTTP, 8 connections, 2 cores | xception at 150 px: requests/s | of the bare model's |",
+        "| the bare model in a loop, no server: OpenVINO, Pillow | 1,234 | 1.00 |",
+        "| **rayml serve** | 78 | 0.06 |",
+        "| Flask and gunicorn, Keras `predict` | 18 | 0.01 |",
+    ]
+    assert "The benchmarks make 3 claims, of which 2 did not hold" in short
 
 
 # --- the reader of Markdown

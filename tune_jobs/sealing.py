@@ -18,15 +18,12 @@ from rayml.data import VALIDATION, Manifest
 from rayml.evaluation import scores
 from rayml.frozen import FrozenBackbone
 from rayml.graph import attach_head
-from rayml.metrics import frequent_mistakes
 from rayml.model_card import CardNotes, data_licence
 from rayml.predictions import PREDICTIONS_FILE, Predictions
-from rayml.report.facts import MAX_MATRIX_CLASSES
 from tune_jobs.config import SearchSettings
 from tune_jobs.select import Winner
 
 REPORTED_PACKAGES = ("rayml", "ray", "tensorflow", "jax", "keras", "numpy", "onnx", "openvino", "pillow", "simplejpeg")
-_MISTAKES = 10  # Of the most frequent, where there are too many classes to keep all.
 
 
 def seal(run: Path, settings: SearchSettings, manifest: Manifest, backbone: FrozenBackbone, won: Winner) -> None:
@@ -66,10 +63,6 @@ def _contents(
     """The winner's bundle: the backbone's very graph with the head behind it, and what it has to answer."""
     pictures, features = backbone.golden()
     figures = scores(won.validation_logits, labels, manifest.classes, won.temperature)
-    if len(manifest.classes) > MAX_MATRIX_CLASSES:  # It grows with their square, and the answers hold it as well.
-        del figures["confusion"]
-        predicted = won.validation_logits.argmax(axis=1)
-        figures["mistaken"] = frequent_mistakes(labels, predicted, manifest.classes, _MISTAKES)
     tuning = settings.fine_tuning
     return BundleContents(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", settings.data.absolute().name).strip("._-")[:64] or "classifier",

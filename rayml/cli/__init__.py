@@ -51,7 +51,7 @@ def rayml() -> None:
     rayml promote RUN MODELS                      number it, and make it the live one
 
     `rayml COMMAND --help` says more, with examples. Commands end with 0 when they did what they are for, with 2 where
-    the usage or the input was wrong, with 1 where something failed, with 130 after Ctrl-C.
+    the usage or the input was wrong, with 1 where something failed, with 130 after Ctrl-C (`serve`: 0).
     """
 
 

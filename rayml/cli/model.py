@@ -16,6 +16,9 @@ from rayml.folders import printable
 
 # A picture's file -> label, confidence in 0..1 and the probability of each class.
 _Classify = Callable[[Path], tuple[str, float, dict[str, float]]]
+# What to do about a picture that was not answered, by status; about most, the same.
+_REMEDIES = {401: "Put the server's key into RAYML_API_KEY.", 429: "Try again when the server is less busy."}
+_ANOTHER = "Save the picture anew as JPEG, PNG or WebP, or leave it out."
 _MAX_SENT_BYTES = 2**30  # The most that a server can be set to take; what this one takes, it says.
 
 engine_option = click.option(
@@ -110,7 +113,10 @@ def predict(images: tuple[Path, ...], bundle: Path | None, server: str | None, e
     rayml predict shirt.jpg --server http://127.0.0.1:8000 --json
     """
     if (bundle is None) == (server is None):
-        raise UsageError("one of --bundle and --server is needed. Received: " + ("both" if bundle else "neither"))
+        raise UsageError(
+            "one of --bundle and --server is needed. Received: " + ("both" if bundle else "neither"),
+            "A search writes RUN/best: --bundle RUN/best. A server says its address: --server http://127.0.0.1:8000.",
+        )
     for image in images:
         _check_opens(image)
     classify = _classify_here(bundle, engine) if bundle is not None else _classify_there(str(server))
@@ -186,6 +192,6 @@ class _naming:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, InputError):
-            raise InputError(
-                f"{self._path}: {error.message}", status=error.status, code=error.code, hint=error.hint
-            ) from None
+            hint = error.hint or _REMEDIES.get(error.status, _ANOTHER)
+            message = f"{self._path}: {error.message}"
+            raise InputError(message, status=error.status, code=error.code, hint=hint) from None

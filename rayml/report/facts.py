@@ -14,7 +14,6 @@ from rayml.metrics import wilson_interval
 from rayml.predictions import Predictions
 from rayml.report.run import Run, Trial, rank
 
-MAX_MATRIX_CLASSES = 40  # A larger matrix cannot be read; the classes taken for each other most often can.
 MAX_TABLE_CLASSES = 300
 MAX_GRID = 12  # Rows and columns of the grid; a search in ranges has as many as trials.
 MAX_PAIRS = 12
@@ -68,11 +67,16 @@ def grid(run: Run) -> Grid:
     low, high = min(reached, default=0.0), max(reached, default=0.0)
     leader = run.leader
 
+    def order(trial: Trial) -> tuple[bool, bool, bool, tuple[float, float, str]]:
+        """Of one size and rate, which differ in other settings: the leader, else as ranked, failed ones last."""
+        place = rank(trial) if trial.best else (0.0, 0.0, trial.trial_id)
+        return trial is not leader, trial.status == "failed", not trial.best, place
+
     def cell(size: int, rate: float) -> GridCell | None:
         here = [trial for trial in run.trials if (trial.size_inner, trial.learning_rate) == (size, rate)]
         if not here:
             return None
-        trial = max(here, key=lambda trial: trial.best.val_accuracy if trial.best else -1.0)
+        trial = min(here, key=order)
         accuracy = trial.best.val_accuracy if trial.best else None
         share = (accuracy - low) / (high - low) if accuracy is not None and high > low else 1.0
         return GridCell(trial, accuracy, share, leader is not None and trial.trial_id == leader.trial_id)
@@ -127,7 +131,7 @@ def reasons(run: Run) -> list[str]:
         f"{hits} of {photos} validation photos right after epoch {best.number}: {best.val_accuracy:.4f}."
     ]
     if others:
-        second = min(others, key=lambda trial: -_accuracy(trial))
+        second = min(others, key=rank)
         gap = hits - round(_accuracy(second) * photos)
         name = f"trial {second.trial_id} (size_inner {second.size_inner}, learning rate {second.learning_rate:g})"
         if gap:
@@ -173,14 +177,15 @@ def classes_table(figures: Mapping[str, Any]) -> list[tuple[str, float, float, i
     return sorted(rows, key=lambda row: (row[2], row[1]))
 
 
-def confused_pairs(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
+def confused_pairs(figures: Mapping[str, Any], classes: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
     """(true class, answer, photos, share of the true class), the most frequent mistakes first."""
-    seen = matrix.sum(axis=1)
-    wrong = [
-        (classes[i], classes[j], int(matrix[i, j]), float(matrix[i, j] / seen[i]))
-        for i, j in zip(*np.nonzero(matrix), strict=True)
-        if i != j
-    ]
+    mistaken = figures.get("mistaken", [])
+    if "confusion" in figures:
+        matrix = np.array(figures["confusion"])
+        off = [(i, j) for i, j in zip(*np.nonzero(matrix), strict=True) if i != j]
+        mistaken = [(classes[i], classes[j], int(matrix[i, j])) for i, j in off]
+    seen = figures.get("per_class", {})
+    wrong = [(true, answer, count, count / seen[true]["n"]) for true, answer, count in mistaken]
     return sorted(wrong, key=lambda pair: (-pair[2], -pair[3], pair[:2]))[:MAX_PAIRS]
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rayml.errors import UsageError
 from rayml.page_file import check_page_file, write_page_file
 from rayml.report import facts, photos, plots
@@ -115,7 +113,6 @@ def _content(run: Run, data: Path | None) -> dict[str, Any]:
     foremost = facts.foremost(run)
     grid = facts.grid(foremost)
     classes = bundle.classes if bundle else tuple(facts.counts_by_split(run).get("train", {}))
-    matrix = np.array(figures["confusion"]) if "confusion" in figures else None
     pictures = photos.find_pictures(run, data)
     mistakes, unsure = photos.shown_photos(run)
     timings: dict[str, float] = dict(run.record.get("timings", {}))
@@ -134,8 +131,8 @@ def _content(run: Run, data: Path | None) -> dict[str, Any]:
         "panels": plots.learning_curves(foremost, grid.rates),
         "winner_svg": plots.winner_curves(leader) if run.over and leader and leader.epochs else None,
         "classes": classes,
-        "matrix": matrix.tolist() if matrix is not None and len(classes) <= facts.MAX_MATRIX_CLASSES else None,
-        "pairs": facts.confused_pairs(matrix, classes) if matrix is not None else [],
+        "matrix": figures.get("confusion"),
+        "pairs": facts.confused_pairs(figures, classes),
         "class_rows": table[: facts.MAX_TABLE_CLASSES],
         "classes_left_out": max(0, len(table) - facts.MAX_TABLE_CLASSES),
         "calibration_svg": plots.calibration(found, bundle.temperature) if found and bundle else None,

@@ -10,8 +10,8 @@ import pytest
 
 from rayml.bundle import Bundle
 from rayml.data import VALIDATION, Manifest, Photo
+from rayml.evaluation import MAX_MATRIX_CLASSES
 from rayml.frozen import FrozenBackbone
-from rayml.report.facts import MAX_MATRIX_CLASSES
 from tests.rayml import small
 from tests.tune_jobs.small import settings
 from tune_jobs.records import TrialRow

@@ -56,9 +56,11 @@ def test_the_figures_are_those_of_the_bundle(run: Run) -> None:
 
 
 def test_pairs_are_counted_from_the_confusion() -> None:
-    matrix = np.array([[5, 3, 0], [1, 9, 0], [2, 2, 0]])
-    pairs = facts.confused_pairs(matrix, ("a", "b", "c"))
-    assert pairs == [("a", "b", 3, 3 / 8), ("c", "a", 2, 0.5), ("c", "b", 2, 0.5), ("b", "a", 1, 0.1)]
+    counts = {"per_class": {name: {"n": count} for name, count in (("a", 8), ("b", 10), ("c", 4))}}
+    pairs = [("a", "b", 3, 3 / 8), ("c", "a", 2, 0.5), ("c", "b", 2, 0.5), ("b", "a", 1, 0.1)]
+    matrix = [[5, 3, 0], [1, 9, 0], [2, 2, 0]]
+    assert facts.confused_pairs({**counts, "confusion": matrix}, ("a", "b", "c")) == pairs
+    assert facts.confused_pairs({**counts, "mistaken": [pair[:3] for pair in pairs]}, ("a", "b", "c")) == pairs
 
 
 def test_the_worst_mistakes_are_the_surest_wrong_ones(run: Run) -> None:

@@ -1,10 +1,10 @@
-"""The figures of the README, out of bench/results/*.json.
+"""The figures of README.md and docs/measured.md, out of bench/results/*.json.
 
-    python -m scripts.readme_figures             # after a benchmark has written new results
-    python -m scripts.readme_figures --check     # ends with 1 where the README is not up to date
+    python -m scripts.figures             # after a benchmark has written new results
+    python -m scripts.figures --check     # ends with 1 where a page is not up to date
 
-They stand between two comments. Every figure comes from a file there, with its machine and day; a benchmark without
-results has no table.
+They stand between two comments: the few that matter most in README.md, all of them in docs/measured.md. Every figure
+comes from a file there, with its machine and day; a benchmark without results has no table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- figures: python -m scripts.readme_figures -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: python -m scripts.figures -->", "<!-- end of figures -->"
 NAMES = {
     "bare": "the bare model in a loop, no server: OpenVINO, Pillow",
     "bare_rayml": "rayml's own predictor in a loop, no server",
@@ -31,7 +31,7 @@ NAMES = {
     "ray_keras": "Ray Serve, Keras `predict`",
     "flask_keras": "Flask and gunicorn, Keras `predict`",
 }
-SERVED = re.compile(r"serving_(?!start).*")
+SERVED = re.compile(r"serving_(?!start)\w+")
 Result = dict[str, Any]
 
 
@@ -84,16 +84,9 @@ def grid(result: Result) -> Iterator[str]:
             "| one epoch of one trial the lesson's way (`make_model(...).fit`) "
             f"| {number(median(one['lesson_epoch_s']))} |"
         )
-        yield (
-            f"| **{epochs} such epochs / `rayml tune` from nothing** | **{number(median(one['lesson_by_ours']))}** |"
-        )
+        factor = f"{number(median(one['lesson_by_ours']))} times as long"
+        yield f"| **{epochs} such epochs, beside `rayml tune` from nothing** | **{factor}** |"
         yield ""
-        if one["best_val_accuracy"] < 0.5:
-            yield (
-                f"The weights of {name} were random there, which costs the same but teaches little (validation "
-                f"accuracy {one['best_val_accuracy']:.2f})."
-            )
-            yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/grid.py`: {where(result, 'grid')}. The factor is computed from one epoch, not run."
 
@@ -133,7 +126,7 @@ def search(result: Result) -> Iterator[str]:
 def _missed(claims: dict[str, bool]) -> Iterator[str]:
     """What a benchmark claims and did not find."""
     if missed := [claim for claim, holds in claims.items() if not holds]:
-        yield "Claims of the benchmark that did not hold here:"
+        yield "Claims that did not hold, each with what was measured and what it asks for:"
         yield ""
         yield from (f"- {claim}" for claim in missed)
         yield ""
@@ -172,12 +165,6 @@ def serving(result: Result, name: str) -> Iterator[str]:
         cells += [number(median(one[counts[-1]]["p99_ms"])), number(median(one[counts[1]]["cpu_ms"]))]
         yield f"| {NAMES[server]} | " + " | ".join(cells) + " |"
     yield ""
-    yield (
-        "Medians of the rounds. Shares are taken within each round; in brackets are their quartiles over all rounds. "
-        "JPEG is decoded by simplejpeg in rayml and by Pillow in all others, as their guides do: the second line shows "
-        "what that gains, its distance to the third what the server costs."
-    )
-    yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."
 
@@ -210,46 +197,124 @@ TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
 }
 
 
-def block(results: Path = ROOT / "bench" / "results") -> str:
-    """Everything between the two comments."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
-    parts = ["\n".join(table(found[name])) for name, table in TABLES.items() if name in found]
-    parts += ["\n".join(serving(one, name)) for name, one in found.items() if SERVED.fullmatch(name)]
+def tables(found: dict[str, Result]) -> Iterator[str]:
+    """Everything that was measured."""
+    yield from ("\n".join(table(found[name])) for name, table in TABLES.items() if name in found)
+    served = ["\n".join(serving(one, name)) for name, one in found.items() if SERVED.fullmatch(name)]
+    if served:
+        yield (
+            "Serving. Medians of the rounds; shares are taken within each round, in brackets are their quartiles over "
+            "all rounds. JPEG is decoded by simplejpeg in rayml and by Pillow in all others, as their guides do: the "
+            "second line shows what that gains, its distance to the third what the server costs."
+        )
+    yield from served
     starts = {name: one for name, one in found.items() if name.startswith("serving_start")}
     if starts:
         head = (
             "| `rayml serve` | first right answer after | replica ready, from its process's start "
             "| memory of the replica | TensorFlow | |\n|---|---|---|---|---|---|"
         )
-        parts.append("\n".join([head, *(row for name, one in starts.items() for row in start(one, name))]))
+        yield "\n".join([head, *(row for name, one in starts.items() for row in start(one, name))])
         claims = {f"{one['bundle']}: {c}": holds for one in starts.values() for c, holds in one["claims"].items()}
         if missed := "\n".join(_missed(claims)).rstrip():
-            parts.append(missed)
+            yield missed
     if "scale" in found:
-        parts.append("\n".join(scale(found["scale"])))
-    return "\n\n".join(parts)
+        yield "\n".join(scale(found["scale"]))
 
 
-def filled(text: str, results: Path = ROOT / "bench" / "results") -> str:
-    """The text with the figures of today between its comments."""
+def summary(found: dict[str, Result]) -> Iterator[str]:
+    """What a reader of the README asks first: what a search takes, what serving takes, and whether all is so."""
+    if "grid" in found:
+        yield "\n".join(_searches(found["grid"]))
+    served = {name: one for name, one in found.items() if SERVED.fullmatch(name) and "bfloat16" not in name}
+    if served:
+        yield "\n".join(_servers(list(served.values())))
+    for name, one in found.items():
+        if name.startswith("serving_start"):
+            replica = next(process for process in one["processes"] if process["name"].startswith("ServeReplica"))
+            yield (
+                f"A replica with {one['bundle']} is ready {number(one['replica_ready_s'])} s after its start and holds "
+                f"{number(replica['rss_mb'])} MB."
+            )
+    claims = [holds for one in found.values() for holds in one.get("claims", {}).values()]
+    yield (
+        f"The benchmarks make {len(claims)} claims, of which {claims.count(False)} did not hold where they were run: "
+        "[docs/measured.md](docs/measured.md) names them, the machines, and everything else that was measured."
+    )
+
+
+def _searches(result: Result) -> Iterator[str]:
+    networks = result["backbones"]
+    epochs = result["cells"] * result["epochs"]
+    rows: dict[str, Callable[[Result], str]] = {
+        "one pass over the photos": lambda one: f"{number(median(one['first_run_s']['features']))} s",
+        "`rayml tune` from nothing, everything included": lambda one: (
+            f"{number(median(one['first_run_s']['command']))} s"
+        ),
+        "`rayml tune` again, features in the cache": lambda one: f"{number(median(one['second_run_s']['command']))} s",
+        "one epoch of one trial the lesson's way": lambda one: f"{number(median(one['lesson_epoch_s']))} s",
+        f"**{epochs} such epochs, beside `rayml tune` from nothing**": lambda one: (
+            f"**{number(median(one['lesson_by_ours']))} times as long**"
+        ),
+    }
+    titles = " | ".join(f"{name} at {one['image_size']} px" for name, one in networks.items())
+    cores = result["machine"]["cores"]
+    yield f"| {result['cells']} trials on {result['photos']:,} photos, {cores} cores | {titles} |"
+    yield "|---" * (len(networks) + 1) + "|"
+    for what, cell in rows.items():
+        yield f"| {what} | " + " | ".join(cell(one) for one in networks.values()) + " |"
+
+
+def _servers(results: list[Result]) -> Iterator[str]:
+    titles = [title for one in results for title in (f"{one['bundle']}: requests/s", "of the bare model's")]
+    yield f"| photos over HTTP, 8 connections, {results[0]['machine']['cores']} cores | " + " | ".join(titles) + " |"
+    yield "|---" * (len(titles) + 1) + "|"
+    for server, what in NAMES.items():
+        if any(server in one["figures"] for one in results):
+            cells = [cell for one in results for cell in _at_eight(one, server)]
+            yield f"| {what} | " + " | ".join(cells) + " |"
+
+
+def _at_eight(result: Result, server: str) -> tuple[str, str]:
+    if server not in result["figures"]:
+        return "", ""
+    share = result["by_bare"][server]["8"]["per_s"]["median"] if server in result["by_bare"] else 1
+    return number(median(result["figures"][server]["8"]["per_s"])), f"{share:.2f}"
+
+
+PAGES: dict[str, Callable[[dict[str, Result]], Iterator[str]]] = {"README.md": summary, "docs/measured.md": tables}
+
+
+def filled(text: str, page: str, results: Path = ROOT / "bench" / "results") -> str:
+    """A page's text with the figures of today between its comments.
+
+    Arguments:
+        page: in `PAGES`.
+        results: the folder of the benchmarks' results.
+    """
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{BEGIN} and {END} were expected in the text. Received: one without them")
-    return f"{head}{BEGIN}\n\n{block(results)}\n\n{END}{tail}"
+        raise SystemExit(f"{BEGIN} and {END} were expected in {page}. Received: a text without them")
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    block = "\n\n".join(PAGES[page](found))
+    return f"{head}{BEGIN}\n\n{block}\n\n{END}{tail}"
 
 
 def main() -> int:
-    """Renew the README, or say whether that would change it."""
+    """Renew the pages, or say whether that would change them."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = filled(old)
-    if not arguments.check:
-        readme.write_text(new, encoding="utf-8")
-    return int(arguments.check and new != old)
+    stale = False
+    for page in PAGES:
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, page)
+        stale |= new != old
+        if not arguments.check:
+            path.write_text(new, encoding="utf-8")
+    return int(arguments.check and stale)
 
 
 if __name__ == "__main__":
