@@ -47,7 +47,10 @@ def read_npy(data: bytes, file: str) -> NDArray[np.float32]:
     if math.prod(shape) * 4 != present:
         raise BundleError(f"{file} must hold the {math.prod(shape) * 4} bytes that it claims. Received: {present}")
     values: NDArray[Any] = np.frombuffer(data, np.dtype("<f4"), offset=start)
-    return values.astype(np.float32).reshape(shape)
+    try:
+        return values.astype(np.float32).reshape(shape)
+    except ValueError:  # More dimensions than NumPy knows, or sides beyond all bounds beside one of 0.
+        raise BundleError(f"{file} must have the shape of an array. Received: {str(shape)[:100]}") from None
 
 
 def write_npy(array: NDArray[np.float32]) -> bytes:

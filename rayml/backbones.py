@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayml.errors import UsageError, WeightsError
+from rayml.errors import UsageError, WeightsError, first_line
 from rayml.storage import alone
 from rayml.tiny import TINY_IMAGE_SIZE_PX, TINY_IMAGE_SIZES_PX
 
@@ -229,12 +229,14 @@ def build_base(spec: BackboneSpec) -> keras.Model:
             with alone(_keras_home(), "imagenet"):
                 base = builder(**{**arguments, "weights": "imagenet"})
         except Exception as error:
-            # get_file raises a bare Exception("URL fetch failure on URL: ...") when it cannot download.
-            if "URL fetch failure" not in str(error):
+            # get_file raises a bare Exception("URL fetch failure on URL: ...") for what a server answers or where there
+            # is no way to it, a ValueError where another file came, and lets through a connection that breaks.
+            reason = first_line(error)
+            known = "URL fetch failure" in reason or "Incomplete or corrupted" in reason
+            if not known and not isinstance(error, OSError):
                 raise
-            url = next((word.rstrip(":") for word in str(error).split() if word.startswith("http")), "them")
             raise WeightsError(
-                f"the ImageNet weights of {spec.name} could not be downloaded: there is no way to {url} from here",
+                f"the ImageNet weights of {spec.name} could not be downloaded: {reason}",
                 "Download that file where there is a network and pass it as --weights FILE, or try --weights none.",
             ) from None
     else:
@@ -261,12 +263,12 @@ def _load_weights(base: keras.Model, name: str, path: Path) -> None:
             # Keras warns where layers keep their random start; such features would be worth nothing.
             warnings.filterwarnings("error", message="Skipping nested container")
             base.load_weights(path)
-    except (UserWarning, ValueError, KeyError, OSError, TypeError, AttributeError, IndexError) as error:
+    except (UserWarning, ValueError, KeyError, OSError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         sizes: list[int] = []
         try:
             with h5py.File(path, "r") as file:
                 file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
-        except OSError:
+        except (OSError, RuntimeError, KeyError, ValueError):  # Whatever h5py says of a damaged file.
             raise WeightsError(
                 f"--weights must be a readable HDF5 file. Received: {path.name}, which is damaged ({error})",
                 "Download or export it again.",

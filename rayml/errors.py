@@ -32,6 +32,11 @@ def install_hint(extra: str = "") -> str:
     return f"Run `pip install {what}` in the folder of rayml's repository."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RaymlError(Exception):
     """An error that a person can act on.
 

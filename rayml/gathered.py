@@ -8,6 +8,7 @@ first process of a machine that needs it brings the vectors together in two file
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -108,11 +109,12 @@ def gather(recipe: Recipe) -> GatheredData:
             arrays[split] = _mapped(path, shape)
             if arrays[split] is None:
                 recipe.bank.wait_for(digests, _WAIT_S)
+                store.remove_drafts(path.name)
                 store.put(path.name, _parts(recipe.bank, digests))
                 arrays[split] = _mapped(path, shape)
             if arrays[split] is None:
                 raise RaymlError(f"{path} could not be read back", "Is the disk full?")
-        store.folder.touch()
+        os.utime(store.folder)
         forget_others(recipe.folder)
     return GatheredData(
         arrays["train"],
@@ -160,8 +162,13 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 
 
 def forget_others(folder: Path) -> None:
-    """Remove the data sets that were not used for longest; a process that maps one keeps it."""
+    """Remove the data sets that were not used for longest, but for those that are being made.
+
+    A process that maps one keeps it.
+    """
     with suppress(OSError):
         used = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
         for path in used[:-_KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+            with alone(folder, path.name, wait=False) as nobody_makes_it:
+                if nobody_makes_it:
+                    shutil.rmtree(path, ignore_errors=True)

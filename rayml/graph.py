@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml.errors import BundleError
+from rayml.errors import BundleError, first_line
 from rayml.head import HeadWeights
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
     try:
         inferred = _infer_shapes(proto)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise BundleError(f"the graph is not valid ONNX: {_first_line(error)}") from None
+        raise BundleError(f"the graph is not valid ONNX: {first_line(error)[:300]}") from None
     _check_values(inferred)
     result = inferred.output[0].type.tensor_type
     dims = [dim.dim_value for dim in result.shape.dim]
@@ -393,7 +393,3 @@ def _type_name(elem_type: int) -> str:
 
     names: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
     return names.get(elem_type, str(elem_type)).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

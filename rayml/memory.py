@@ -42,8 +42,9 @@ def give_back_freed() -> None:
 
 def give_back_file(file: Path) -> None:
     """Let go of the memory behind a mapped file; whoever reads there again gets it from the file (madvise(2))."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f" {file}"):
+    end_of_line = f" {file.resolve()}"
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        if line.endswith(end_of_line):
             start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
             _let_go(start, end)
 

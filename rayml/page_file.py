@@ -17,16 +17,19 @@ def check_page_file(path: Path, option: str) -> None:
         option: what gave it, for the message.
 
     Raises:
-        UsageError: a folder, or a file in a folder that is not there.
+        UsageError: a folder, a device or a pipe, or a file in a folder that is not there.
     """
     try:
         folder, homeless = not path.name or path.is_dir(), not path.parent.is_dir()
+        other = path.exists() and not path.is_file()
     except OSError as error:
         raise _refused(path, option, error.strerror or str(error)) from None
     if folder:
         raise _refused(path, option, "a folder")
     if homeless:
         raise _refused(path, option, f"{path.parent} is no folder")
+    if other:  # The page would take its place.
+        raise _refused(path, option, "no plain file")
 
 
 def write_page_file(path: Path, option: str, page: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def gather_pixels(recipe: PixelRecipe, advance: Advance | None = None) -> Gather
             shape = (len(pictures), recipe.image_size_px, recipe.image_size_px, 3)
             found = _mapped(path, shape)
             if found is None:
+                store.remove_drafts(path.name)
                 try:
                     store.put(path.name, _parts(recipe, pictures, shape, advance))
                 except UnreadablePictures as error:
@@ -133,7 +135,7 @@ def gather_pixels(recipe: PixelRecipe, advance: Advance | None = None) -> Gather
             arrays[split] = found
         if unreadable:
             raise UnreadablePictures(unreadable, len(recipe.train) + len(recipe.validation))
-        store.folder.touch()
+        os.utime(store.folder)
         forget_others(recipe.folder)
     return GatheredPixels(
         arrays[TRAIN],

@@ -146,6 +146,11 @@ class FolderStore(Store):
         """See `Store`; the file itself."""
         return self.folder / name
 
+    def remove_drafts(self, name: str) -> None:
+        """Remove what processes that were killed have left of a file; nobody writes it now."""
+        for draft in self.folder.glob(f".{name}-*"):
+            draft.unlink(missing_ok=True)
+
     def peek(self, name: str) -> bytes | None:
         """See `Store`."""
         try:
@@ -327,16 +332,32 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 @contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """One thread of one process of this machine at a time, for names that share a lock's file."""
+def alone(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """One thread of one process of this machine at a time, for names that share a lock's file.
+
+    Arguments:
+        wait: for the others; without it, what is given says whether there are none.
+
+    Raises:
+        RaymlError: the folder cannot be made, or files cannot be locked in it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / f".copying-{zlib.crc32(name.encode()) % _LOCKS}").open("wb")
     except OSError as error:
         raise RaymlError(f"{folder} could not be made: {error.strerror}", _FULL_HINT) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # Let go with the file.
-        yield
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # Let go with the file.
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            raise RaymlError(
+                f"{folder} must lie where files can be locked. Received: {error.strerror}",
+                "Name a folder on another disk: --cache, or RAYML_CACHE.",
+            ) from None
+        yield held
 
 
 def _one_line(error: BaseException) -> str:

@@ -104,7 +104,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
-    for old in _by_epoch(folder)[KEPT:]:
+    # Drafts, too: of processes of this trial that were killed while they wrote.
+    for old in (*_by_epoch(folder)[KEPT:], *folder.glob(".*.npz-*")):
         old.unlink(missing_ok=True)
 
 

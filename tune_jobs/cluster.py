@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rayml.errors import RaymlError, SearchError, UsageError
+from rayml.errors import RaymlError, SearchError, UsageError, first_line
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def _connect(address: str) -> None:
                 start_local()
             except Exception as error:  # A bare one, where Ray's own processes are not up in 30 seconds.
                 raise SearchError(
-                    f"Ray could not be started on this machine ({str(error).splitlines()[0]})",
+                    f"Ray could not be started on this machine ({first_line(error)})",
                     "Look at the load (uptime), the memory (free -m) and the disk (df -h), and try again.",
                 ) from None
         return
@@ -157,9 +157,14 @@ def _connect(address: str) -> None:
         # are equal to them; Ray refuses even those unless it is told to take ours.
         with _variable("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1"):
             ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
+    except ray.exceptions.AuthenticationError as error:
         raise SearchError(
-            f"a running Ray was expected at --address {address}. Received: {str(error).splitlines()[0]}",
+            f"a Ray that lets this process in was expected at --address {address}. Received: {first_line(error)}",
+            "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to what the cluster's machines have.",
+        ) from None
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise SearchError(
+            f"a running Ray was expected at --address {address}. Received: {first_line(error)}",
             "Start one with `ray start --head`, or leave --address out to run on this machine alone.",
         ) from None
 

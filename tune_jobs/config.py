@@ -19,6 +19,7 @@ from tune_jobs.space import Choice, Range, parse_choice
 
 SCHEDULERS = ("asha", "sync", "none")
 FEATURES, END_TO_END = MODES
+_LEAST_SHARE = 0.0001  # Of a processor: Ray reckons in ten-thousandths.
 # What trials may differ in -> whether it takes whole numbers alone.
 SEARCHED = {
     "size_inner": True,
@@ -70,7 +71,7 @@ class SearchSettings:
         reduction_factor: the best 1/reduction_factor go on at each rung, at least 2.
         address: `local`, `auto`, or HOST:PORT of a Ray cluster.
         trial_cpus: processors of a trial; None shares them out over the grid.
-        trial_gpus: graphics processors of a trial, fractions allowed.
+        trial_gpus: graphics processors of a trial: 0, a share of up to 1, or a whole number.
         max_concurrent: trials at once at most; None for as many as there is room for.
         scale_up_timeout_s: seconds to wait for a cluster that grows by itself to have room for `max_concurrent` trials;
             0 for one that is as large as it will be.
@@ -142,16 +143,20 @@ class SearchSettings:
             raise UsageError(f"grace_period must be 1 to epochs={self.epochs}. Received: {self.grace_period}")
         if not 2 <= self.reduction_factor < math.inf:
             raise UsageError(f"reduction_factor must be at least 2 and finite. Received: {self.reduction_factor}")
-        if self.trial_cpus is not None and not self.trial_cpus > 0:
-            raise UsageError(f"trial_cpus must be over 0. Received: {self.trial_cpus}")
+        if self.trial_cpus is not None and not self.trial_cpus >= _LEAST_SHARE:
+            raise UsageError(f"trial_cpus must be at least {_LEAST_SHARE:g}. Received: {self.trial_cpus}")
         if not 0 <= self.scale_up_timeout_s < float("inf"):
             raise UsageError(f"scale_up_timeout_s must be at least 0. Received: {self.scale_up_timeout_s}")
         if self.scale_up_timeout_s and self.address == "local":
             raise UsageError("scale_up_timeout_s needs the address of a cluster. Received: address local")
-        if not self.trial_gpus >= 0:
-            raise UsageError(f"trial_gpus must be at least 0. Received: {self.trial_gpus}")
-        if not 0 <= self.feature_gpus <= 1:
-            raise UsageError(f"feature_gpus must be 0 to 1. Received: {self.feature_gpus}")
+        if not (_is_share(self.trial_gpus) or (self.trial_gpus > 1 and float(self.trial_gpus).is_integer())):
+            raise UsageError(
+                f"trial_gpus must be 0, a share of {_LEAST_SHARE:g} to 1, or whole. Received: {self.trial_gpus}"
+            )
+        if not _is_share(self.feature_gpus):
+            raise UsageError(
+                f"feature_gpus must be 0, or a share of {_LEAST_SHARE:g} to 1. Received: {self.feature_gpus}"
+            )
         self._check_mode()
 
     def _check_space(self) -> None:
@@ -254,6 +259,10 @@ class SearchSettings:
         for passing in ("cache", "mlflow", "resume"):  # An address may hold a password.
             plain.pop(passing)
         return {**plain, "weights": Path(self.weights).name if self.weights else None}
+
+
+def _is_share(value: float) -> bool:
+    return value == 0 or _LEAST_SHARE <= value <= 1
 
 
 def check_folder(name: str, path: Path) -> None:

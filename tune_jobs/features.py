@@ -26,7 +26,7 @@ import numpy as np
 
 from rayml.backbones import BackboneSpec
 from rayml.data import Manifest, Photo, UnreadablePictures
-from rayml.errors import RaymlError, SearchError
+from rayml.errors import RaymlError, SearchError, first_line
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone
 from rayml.images import load_pixels
@@ -322,7 +322,7 @@ class _Crew:
         lost = [chunk for ref, chunk in list(slot.running.items()) if self._collect(slot, ref)]
         slot.running.clear()
         ray.kill(slot.worker)
-        reason = _first_line(error)
+        reason = first_line(error)
         if lost and lost[0] is None:
             slot.starts += 1
         for chunk in reversed(lost[1:]):
@@ -358,7 +358,3 @@ class _Crew:
     def _done(self, count: int) -> None:
         self._left -= count
         self._advance(count)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

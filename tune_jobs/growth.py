@@ -38,10 +38,15 @@ class Demand:
     trials: int
 
     @classmethod
-    def of(cls, settings: SearchSettings) -> Demand:
-        """What a search would use if it had it: every trial of the grid, or `max_concurrent` of them."""
-        trials = settings.trials if settings.max_concurrent is None else min(settings.trials, settings.max_concurrent)
-        return cls(settings.trial_cpus or 1.0, settings.trial_gpus, trials)
+    def of(cls, settings: SearchSettings, trials: int | None = None) -> Demand:
+        """What a search would use if it had it: all trials at once, or `max_concurrent` of them.
+
+        Arguments:
+            trials: how many are to be run; every trial of the grid by default.
+        """
+        trials = settings.trials if trials is None else trials
+        at_once = trials if settings.max_concurrent is None else min(trials, settings.max_concurrent)
+        return cls(settings.trial_cpus or 1.0, settings.trial_gpus, at_once)
 
     def places(self, nodes: Sequence[Node]) -> int:
         """How many of the trials have a place on the machines, `trials` at most."""

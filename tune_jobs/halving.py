@@ -135,6 +135,10 @@ class Halving(Scheduler):
         made = self.ledger.at(number, rung)
         return made is not None and made.decision != FAIL
 
+    def _went_on(self, number: str, rung: int) -> bool:
+        made = self.ledger.at(number, rung)
+        return made is not None and made.decision == CONTINUE
+
     def _verdict(self, number: str) -> str | None:
         """What was decided at the last rung that the trial has reached; None while it has to wait."""
         if self._failed(number):
@@ -169,4 +173,5 @@ class Halving(Scheduler):
                 self.ledger.write(
                     Decision(number, rung, value, cut, len(ranked), CONTINUE if goes_on else STOP, reason)
                 )
-            self._groups.append(tuple(sorted(ranked[:kept])))
+            # By the ledger, not by these scores: an epoch that was done again may have come out differently since.
+            self._groups.append(tuple(number for number in sorted(ranked) if self._went_on(number, rung)))

@@ -42,8 +42,11 @@ class RunSummary:
     largest_class_share: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"run": str(self.run), "bundle": str(self.bundle)}
+        """Plain values; None for the accuracy and loss of a trial that failed before its first epoch."""
+        trials = [
+            {name: None if value != value else value for name, value in asdict(trial).items()} for trial in self.trials
+        ]
+        return asdict(self) | {"run": str(self.run), "bundle": str(self.bundle), "trials": trials}
 
 
 class Stages:

@@ -51,7 +51,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
     """Photos, frozen backbone, features, search, bundle: everything that `rayml tune` does.
 
     Raises:
-        RaymlError: see the stages. Where it ends before the first epoch, RUN is not left behind.
+        RaymlError: see the stages. Where it ends before the trials begin, RUN is not left behind.
     """
     run, cache = settings.out.absolute(), cache_folder(settings)
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
 
 @contextmanager
 def _new(run: Path) -> Iterator[None]:
-    """RUN, made and held for this process; removed again where an error comes before the first epoch."""
+    """RUN, made and held for this process; removed again where an error comes before the trials begin."""
     try:
         run.mkdir(parents=True)
     except OSError as error:
@@ -100,7 +100,7 @@ def _new(run: Path) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                if not (run / "history.csv").exists():  # Nothing was learned yet.
+                if not (run / "history.csv").exists():  # The search begins with it.
                     shutil.rmtree(run, ignore_errors=True)
                 raise
     finally:
@@ -114,7 +114,10 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
     with stages.stage("ray") as said:
         nodes = stack.enter_context(ray_cluster(settings.address))
         if settings.scale_up_timeout_s and progress:
-            nodes = stack.enter_context(room(Demand.of(settings), settings.scale_up_timeout_s, progress.say))
+            # A search that is resumed needs no machines for the trials that have ended.
+            remaining = len(Search(settings, settings.out).remaining()) if settings.resume else settings.trials
+            demand = Demand.of(settings, max(1, remaining))
+            nodes = stack.enter_context(room(demand, settings.scale_up_timeout_s, progress.say))
         if not nodes and settings.scale_up_timeout_s:
             raise SearchError(
                 "a plan needs a machine to reckon with. Received: a cluster that has none yet",
@@ -164,7 +167,7 @@ def main(arguments: list[str]) -> int:
             if out.exists():
                 values["resume"] = True
         settings = make_settings(with_stored(values), files[0])
-        print(json.dumps(run_tune(settings, Progress()).to_json()))
+        print(json.dumps(run_tune(settings, Progress()).to_json(), allow_nan=False))
     except RaymlError as error:
         print(f"Error: {error.message}", error.hint, sep="\n", file=sys.stderr)
         return error.exit_code

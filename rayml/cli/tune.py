@@ -135,7 +135,7 @@ def tune(photos: Path | None, config: Path | None, dry_run: bool, as_json: bool,
         return
     summary = run_tune(settings, Progress())
     if as_json:
-        click.echo(json.dumps(summary.to_json()))
+        click.echo(json.dumps(summary.to_json(), allow_nan=False))
         return
     varied = [
         name

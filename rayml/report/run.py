@@ -117,8 +117,8 @@ def read_run(folder: Path) -> Run:
     record = _read_record(folder / "run.json")
     history = _read_history(folder / "history.csv")
     endings = _read_ledger(folder / "ledger.jsonl")
-    cells = {row["trial_id"]: row for row in _rows(folder / "cells.csv")} or _grid(_mapping(record, "settings"))
-    rows = {row["trial_id"]: row for row in _rows(folder / "trials.csv")}
+    cells = _by_trial(folder / "cells.csv") or _grid(_mapping(record, "settings"))
+    rows = _by_trial(folder / "trials.csv")
     try:
         trials = []
         for number in sorted({*cells, *rows, *history}):
@@ -196,11 +196,18 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     if not path.exists():
         return
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # A spreadsheet may have put a mark before it.
             text = file.read()
         yield from csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True))
     except (OSError, ValueError, csv.Error) as error:
         raise _damaged(path, error) from None
+
+
+def _by_trial(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return {row["trial_id"]: row for row in _rows(path)}
+    except KeyError as error:
+        raise _damaged(path, f"no column {error}") from None
 
 
 def _read_history(path: Path) -> dict[str, tuple[Epoch, ...]]:

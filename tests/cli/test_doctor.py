@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import socket
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
+from packaging.markers import Marker
+from packaging.requirements import Requirement
 
 from rayml.cli import machine
 from rayml.cli.doctor import doctor
@@ -180,3 +183,20 @@ def test_a_cache_that_a_search_works_in(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(Path, "lstat", vanishing)
     assert machine._cached(tmp_path) == ", 1 feature banks, 0.5 GiB cached"
+
+
+def test_every_package_of_an_extra_is_looked_for() -> None:
+    needed = [Requirement(line) for line in importlib.metadata.requires("rayml") or ()]
+
+    def names(extra: str) -> set[str]:
+        mine = [one for one in needed if (one.marker is None) == (extra == "") and one.marker in (None, _of(extra))]
+        below = {name for one in mine if one.name == "rayml" for part in one.extras for name in names(part)}
+        return {one.name.lower() for one in mine if one.name != "rayml"} | below
+
+    assert "jinja2" in names("tune")
+    for extra, looked_for in machine._PARTS.items():
+        assert names(extra) <= set(looked_for), extra
+
+
+def _of(extra: str) -> Marker:
+    return Marker(f'extra == "{extra}"')

@@ -206,6 +206,7 @@ def test_a_head_that_inflates(folder: Path) -> None:
         (_npy(np.zeros((5, 3), np.float32)), r"\(6, 3\). Received: \(5, 3\)"),
         (_npy(np.zeros((6, 4), np.float32)), r"\(6, 3\). Received: \(6, 4\)"),
         (_npy(np.zeros((6, 3))), "float32 in C order"),
+        (_npy(np.zeros((0, 3), np.float32), f"(0, {10**30})"), "the shape of an array"),
         (_npy(np.array([{}], object)), "float32"),
         (b"no array", "must be a .npy file"),
         (b"", "must be a .npy file"),

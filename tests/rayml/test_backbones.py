@@ -232,6 +232,22 @@ def test_weights_cut_short(small_weights: Path, tmp_path: Path, share: float) ->
     assert "damaged" in refused(tmp_path / "cut.weights.h5").message
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError])
+def test_weights_that_h5py_stumbles_over(
+    small_weights: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeroes inside the file's own tables, as a broken copy has them."""
+    import h5py
+    import keras
+
+    def stumble(*_: Any) -> None:
+        raise kind("Unable to synchronously get group info (addr overflow)")
+
+    monkeypatch.setattr(keras.Model, "load_weights", stumble)
+    monkeypatch.setattr(h5py.Group, "visititems", stumble)
+    assert "damaged" in refused(small_weights).message
+
+
 def test_weights_with_a_number_that_is_none(small_weights: Path, tmp_path: Path) -> None:
     base = build_base(backbone_spec("mobilenet_v3_small", str(small_weights), 64))
     kernel = base.get_weights()
@@ -300,10 +316,29 @@ def test_imagenet_without_a_network_says_how_to_get_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "ImageNet" in line or "--weights" in line]
     assert len(lines) == 2, done.stdout
-    assert "the ImageNet weights of mobilenet_v2 could not be downloaded: there is no way to https://" in lines[0]
-    assert "no_top.h5 from here" in lines[0]
+    assert "the ImageNet weights of mobilenet_v2 could not be downloaded: URL fetch failure on https://" in lines[0]
+    assert "no_top.h5" in lines[0]
     assert "--weights FILE" in lines[1]
     assert "--weights none" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Incomplete or corrupted file detected. The sha256 does not match."), "Incomplete or corrupted"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+    ],
+)
+def test_a_download_that_breaks(error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    def fetch(**arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
+    with pytest.raises(WeightsError, match=f"could not be downloaded: .*{said}"):
+        build_base(backbone_spec("mobilenet_v2"))
 
 
 # --- the network

@@ -10,7 +10,7 @@ from rayml.bundle import write_bundle
 from rayml.calibration import fit_temperature
 from rayml.data import Manifest, UnreadablePictures, scan_labelled
 from rayml.errors import DataError
-from rayml.evaluation import BATCH, evaluate, scores
+from rayml.evaluation import BATCH, MAX_MATRIX_CLASSES, evaluate, scores
 from rayml.metrics import cross_entropy
 from rayml.predictor import Predictor
 from rayml.progress import Progress
@@ -140,3 +140,13 @@ def test_pictures_of_other_sizes_and_kinds_go_through_the_one_preprocessing(
     figures = evaluate(predictor, tmp_path, QUIET)
     (alone,) = predictor.predict([path.read_bytes()])
     assert figures["accuracy"] == float(alone.label == "hat")
+
+
+def test_of_many_classes_the_frequent_mistakes_are_told() -> None:
+    count = MAX_MATRIX_CLASSES + 1
+    logits = np.eye(count)
+    logits[3] = logits[4]
+    names = [f"class {number}" for number in range(count)]
+    found = scores(logits, np.arange(count), names, 1.0)
+    assert "confusion" not in found and found["mistaken"] == [["class 3", "class 4", 1]]
+    assert found["per_class"]["class 4"] == {"precision": 0.5, "recall": 1.0, "n": 1}

@@ -13,7 +13,7 @@ from rayml.data import Manifest, Photo
 from rayml.errors import RaymlError
 from rayml.features import FeatureBank, packed
 from rayml.gathered import GatheredData, Recipe, gather
-from rayml.storage import open_store
+from rayml.storage import alone, open_store
 from rayml.training import HeadTrainer, TrainingData
 from tests.rayml.test_features import D, digests, vectors
 
@@ -160,3 +160,22 @@ def test_trials_share_the_vectors(tmp_path: Path) -> None:
     grown, total = done.stdout.split()
     assert float(total) == 2048
     assert int(grown) < array.nbytes / 2
+
+
+def test_a_data_set_that_is_being_made_is_not_forgotten(bank: FeatureBank, tmp_path: Path) -> None:
+    for number in range(4):
+        gather(recipe(tmp_path / "training", bank, f"{number}" * 64))
+    oldest = tmp_path / "training" / ("1" * 32)
+    with alone(tmp_path / "training", oldest.name):
+        gather(recipe(tmp_path / "training", bank, "5" * 64))
+        assert oldest.is_dir()
+    gather(recipe(tmp_path / "training", bank, "6" * 64))
+    assert not oldest.exists()
+
+
+def test_what_a_killed_process_left_is_removed(bank: FeatureBank, tmp_path: Path) -> None:
+    made = recipe(tmp_path / "training", bank)
+    made.place.mkdir(parents=True)
+    (made.place / ".train.npy-0123").write_bytes(b"half")
+    gather(made)
+    assert sorted(path.name for path in made.place.iterdir()) == ["train.npy", "validation.npy"]

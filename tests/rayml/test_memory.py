@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,19 @@ def test_huge_pages_are_left_alone_where_they_are_not_wanted(
     monkeypatch.setattr(memory, "_HUGE_PAGES", tmp_path)
     monkeypatch.setattr(memory, "_collapse", lambda *_: pytest.fail("memory was moved"))
     memory.use_huge_pages()
+
+
+def test_a_mapped_file_is_let_go_of_by_any_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(memory, "_let_go", lambda start, end: given_back.append(end - start))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "weights").write_bytes(bytes(1 << 16))
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))  # No text: some file in the list may have such a name.
+    odd.write_bytes(bytes(1 << 12))
+    with ExitStack() as stack:
+        for path in (tmp_path / "real" / "weights", odd):
+            file = stack.enter_context(path.open("rb"))
+            stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        memory.give_back_file(tmp_path / "link" / "weights")
+    assert given_back == [1 << 16]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,3 +37,10 @@ def test_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write_page_file(page, "--out", b"third")
     assert caught.value.exit_code == 1  # A full disk is no wrong usage.
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"second"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no plain file"):
+        write_page_file(tmp_path / "pipe", "--out", b"page")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]

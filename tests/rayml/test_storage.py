@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rayml.errors import RaymlError, UsageError
 from rayml.features import FeatureBank
-from rayml.storage import BucketStore, check_storage, open_store
+from rayml.storage import BucketStore, alone, check_storage, open_store
 from tests.rayml.test_features import D, digests, vectors
 
 
@@ -150,3 +152,19 @@ def test_a_mark_is_known_on_another_machine(root: str, tmp_path: Path) -> None:
 def s3_unreachable(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # The discard port.
     yield s3
+
+
+def test_one_at_a_time_or_at_once(tmp_path: Path) -> None:
+    with alone(tmp_path, "one") as first, alone(tmp_path, "one", wait=False) as second:
+        assert (first, second) == (True, False)
+    with alone(tmp_path, "one", wait=False) as first:
+        assert first
+
+
+def test_a_folder_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("rayml.storage.fcntl.flock", refuse)
+    with pytest.raises(RaymlError, match=r"files can be locked\. Received: No locks"), alone(tmp_path, "one"):
+        pass

@@ -56,6 +56,13 @@ def test_the_newest_two_are_kept(written: list[Checkpoint], tmp_path: Path) -> N
     assert newest_checkpoint(tmp_path / "00001") == (None, ())
 
 
+def test_what_a_killed_process_left_goes_with_the_next_checkpoint(written: list[Checkpoint], tmp_path: Path) -> None:
+    left = tmp_path / "00007" / ".00004.npz-1"
+    left.write_bytes(b"half")
+    write_checkpoint(tmp_path / "00007", written[-1])
+    assert sorted(path.name for path in (tmp_path / "00007").iterdir()) == ["00003.npz", "00004.npz"]
+
+
 def test_every_kind_of_damage_is_found_and_the_one_before_serves(written: list[Checkpoint], tmp_path: Path) -> None:
     newest = tmp_path / "00007" / "00004.npz"
     whole = newest.read_bytes()

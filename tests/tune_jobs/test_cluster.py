@@ -11,7 +11,7 @@ import pytest
 
 from rayml.errors import SearchError, WeightsError
 from tune_jobs import cluster
-from tune_jobs.cluster import LOCAL_STARTS, on_this_node
+from tune_jobs.cluster import LOCAL_STARTS, on_this_node, ray_cluster
 
 
 def test_a_ray_that_is_connected_already_is_used_and_left(ray_cluster: str) -> None:
@@ -167,3 +167,16 @@ def test_a_ray_that_a_busy_machine_starts_late(late: int, tries: int, monkeypatc
             cluster._connect("local")
         assert "uptime" in caught.value.hint
     assert len(calls) == tries
+
+
+def test_a_cluster_that_wants_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**arguments: Any) -> None:
+        raise ray.exceptions.AuthenticationError("the token is wrong\nand more")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(SearchError, match="a Ray that lets this process in was") as caught, ray_cluster("auto"):
+        pass
+    assert "the token is wrong" in caught.value.message and "RAY_AUTH_TOKEN" in caught.value.hint

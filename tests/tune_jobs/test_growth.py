@@ -25,6 +25,7 @@ def test_what_a_search_asks_for(tmp_path: Path) -> None:
     assert Demand.of(small.settings(tmp_path)) == Demand(1.0, 0.0, 4)  # the grid's four cells
     changed = small.settings(tmp_path, max_concurrent=3, trial_cpus=2, trial_gpus=0.25)
     assert Demand.of(changed) == Demand(2, 0.25, 3)
+    assert Demand.of(changed, 2) == Demand(2, 0.25, 2)  # Of a search that is resumed, what remains.
     assert Demand.of(changed).bundles() == [{"CPU": 2, "GPU": 0.25}] * 3
     assert Demand(1, 0, 2).bundles() == [{"CPU": 1}] * 2
 

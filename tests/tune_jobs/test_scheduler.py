@@ -421,3 +421,15 @@ def test_with_a_limit_no_more_than_that_hold_a_process(ledger: Ledger) -> None:
     assert play.choose() is None
     assert play.report(1, 4, 0.95) == PAUSE  # The second wants its process.
     assert play.choose() == 2
+
+
+def test_who_went_on_stays_so_where_an_epoch_came_out_otherwise(tmp_path: Path) -> None:
+    """A damaged checkpoint, another processor: the history has new figures, the decision was made by the old ones."""
+    path = tmp_path / "ledger.jsonl"
+    play = Play(Ledger(path), 2)
+    play.report(0, 2, 0.9)
+    play.report(1, 2, 0.5)
+    known = {("00000", 2): (0.4, 1.0), ("00001", 2): (0.5, 1.0)}
+    again = Play(Ledger(path), 2, known=known)
+    assert again.report(0, 4, 0.8) == CONTINUE  # It is alone at its rung, and waits for nobody.
+    assert [(made.trial, made.decision) for made in again.halving.ledger.decisions][2:] == [("00000", "continue")]

@@ -4,6 +4,7 @@ import csv
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from rayml.progress import Progress
 from tests.tune_jobs.small import QUIET, nodes, one_at_a_time, settings, vectors
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
-from tune_jobs.search import SearchResult, run_search, trial_cpus
+from tune_jobs.search import SearchResult, _know_deaths_for_memory, run_search, trial_cpus
 from tune_jobs.select import select
 
 
@@ -174,3 +175,32 @@ def test_trials_that_no_machine_has_room_for(
 ) -> None:
     with pytest.raises(SearchError, match=f"on one machine. Received: {received}"):
         trial_cpus(settings(tmp_path, **changes), cluster)
+
+
+def test_a_process_killed_for_memory_is_taken_for_one_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/faults/test_memory.py has Ray kill one, which takes long."""
+    from ray.air.execution import FixedResourceManager
+    from ray.air.execution._internal import RayActorManager, TrackedActor
+    from ray.exceptions import OutOfMemoryError
+
+    _know_deaths_for_memory()
+    monkeypatch.setattr(RayActorManager, "_cleanup_actor", lambda *_, **__: None)
+    manager, told = RayActorManager(FixedResourceManager({"CPU": 1})), []
+    actor = TrackedActor(1, on_error=lambda actor, error: told.append(type(error)))
+    task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: told.append(type(error)))
+    manager._actor_task_failed(task, OutOfMemoryError("killed"))
+    assert told == [OutOfMemoryError, OutOfMemoryError]
+
+
+def test_what_ended_ray_tune_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import tune
+
+    def give_up(tuner: Any) -> None:
+        raise tune.error.TuneError("Traceback (most recent call last):\n  File ...\nOSError: No space left on device\n")
+
+    monkeypatch.setattr(tune.Tuner, "fit", give_up)
+    chosen = settings(tmp_path)
+    chosen.out.mkdir()
+    with pytest.raises(SearchError, match=r"^Ray Tune gave up \(OSError: No space left on device\)$") as caught:
+        run_search(chosen, vectors(), (ONE,), chosen.out, QUIET)
+    assert isinstance(caught.value.__cause__, tune.error.TuneError)

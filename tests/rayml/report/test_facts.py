@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayml.report import facts
-from rayml.report.run import Run, read_run
+from rayml.report.run import Epoch, Run, Trial, read_run
 from tests.rayml.report import made
 
 
@@ -23,6 +23,23 @@ def test_the_grid_has_a_place_for_each_trial(run: Run) -> None:
     assert [cell.accuracy for cell in cells] == [0.6, 0.6, 0.75, 0.2]
     assert [cell.best for cell in cells] == [False, False, True, False]
     assert [cell.share for cell in cells] == pytest.approx([0.4 / 0.55, 0.4 / 0.55, 1.0, 0.0])
+
+
+def _trial(number: str, accuracy: float, loss: float, status: str = "finished") -> Trial:
+    return Trial(number, 8, 0.01, status, (Epoch(1, 1.0, 0.5, loss, accuracy),), "")
+
+
+def test_trials_of_one_size_and_rate_share_a_cell_that_shows_the_leader() -> None:
+    """They differ in what else was searched: dropout, say."""
+    failed = _trial("00000", 0.95, 0.1, "failed")
+    behind, leader, tied = (_trial(f"0000{place}", 0.9, loss) for place, loss in ((1, 0.5), (2, 0.3), (3, 0.4)))
+    record = {"data": {"counts": {"validation": {"hat": 10}}}}
+    run = Run(Path("run"), record, (failed, behind, leader, tied), None, None)
+    ((cell,),) = facts.grid(run).rows
+    assert cell is not None and (cell.trial, cell.best, cell.accuracy) == (leader, True, 0.9)
+    assert facts.reasons(run)[1].startswith("The next best, trial 00003 ")
+    ((cell,),) = facts.grid(Run(Path("run"), record, (failed,), None, None)).rows
+    assert cell is not None and (cell.trial, cell.best) == (failed, False)
 
 
 def test_a_grid_before_the_first_epoch(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         ("history.csv", "trial_id,epoch,loss,accuracy,val_loss,val_accuracy\n00000,one,1,1,1,1\n"),
         ("trials.csv", "trial_id,size_inner,learning_rate,status\n00000,many,1,finished\n"),
         ("trials.csv", "trial_id\n00000\n"),
+        ("trials.csv", "trial_id;size_inner;learning_rate;status\n00000;4;0.01;finished\n"),  # a spreadsheet's
+        ("cells.csv", "number\n00000\n"),
         ("predictions.csv", "path\n"),
     ],
 )
@@ -102,6 +104,12 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     with pytest.raises(DataError, match=name) as caught:
         read_run(run)
     assert "\n" not in caught.value.message and len(caught.value.message) < 600
+
+
+def test_a_table_that_a_spreadsheet_has_saved(run: Path) -> None:
+    before = read_run(run).trials
+    (run / "trials.csv").write_bytes(b"\xef\xbb\xbf" + (run / "trials.csv").read_bytes())
+    assert read_run(run).trials == before
 
 
 def test_a_trial_outside_of_the_grid_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from tune_jobs.job import RunSummary
+from tune_jobs.records import TrialRow
+
+
+def test_a_trial_without_an_epoch_is_json_all_the_same() -> None:
+    best = TrialRow("00000", 10, 0.01, 0.0, "finished", 2, 1, 0.75, 0.5, 1.0)
+    failed = replace(
+        best, trial_id="00001", status="failed", best_epoch=0, val_accuracy=float("nan"), val_loss=float("nan")
+    )
+    summary = RunSummary(Path("run"), Path("run/best"), best, (best, failed), {"search": 1.0}, 3, 0, 0.1)
+    found = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    assert (found["run"], found["bundle"], found["best"]["val_accuracy"]) == ("run", "run/best", 0.75)
+    assert [(trial["status"], trial["val_accuracy"], trial["val_loss"]) for trial in found["trials"]] == [
+        ("finished", 0.75, 0.5),
+        ("failed", None, None),
+    ]
