@@ -127,13 +127,13 @@ def reasons(run: Run) -> list[str]:
     low, high = wilson_interval(hits, photos)
     others = [trial for trial in run.trials if trial.best and trial is not leader and trial.status != "failed"]
     said = [
-        f"Trial {leader.trial_id} (size_inner {leader.size_inner}, learning rate {leader.learning_rate:g}) had "
+        f"Trial {leader.trial_id} ({leader.described}) had "
         f"{hits} of {photos} validation photos right after epoch {best.number}: {best.val_accuracy:.4f}."
     ]
     if others:
         second = min(others, key=rank)
         gap = hits - round(_accuracy(second) * photos)
-        name = f"trial {second.trial_id} (size_inner {second.size_inner}, learning rate {second.learning_rate:g})"
+        name = f"trial {second.trial_id} ({second.described})"
         if gap:
             said.append(f"The next best, {name}, had {gap} fewer right.")
         else:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ _LOCK_FILE = ".lock"  # Held by the process that searches, with flock(2), which 
 RUNNING, WAITING = "running", "waiting"
 # It names every file that was left aside: one beside each of a million photos, say, at a hundred bytes a name.
 _MAX_RUN_BYTES = 1 << 28
+_OTHERS = ("dropout", "batch_size", "weight_decay", "label_smoothing")
 _STATUS = {"stop": "stopped", "finish": "finished", "fail": "failed"}  # decisions of the ledger that end a trial
 
 
@@ -44,6 +45,7 @@ class Trial:
         status: `finished`, `stopped`, `failed`, or, while the search goes on, `running` or `waiting`.
         epochs: its epochs so far, by number.
         reason: why it was stopped, in the ledger's words; "" where nothing is recorded.
+        others: the settings beside size and rate in which the run's trials differ.
     """
 
     trial_id: str
@@ -52,6 +54,13 @@ class Trial:
     status: str
     epochs: tuple[Epoch, ...]
     reason: str
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def described(self) -> str:
+        """What it was trained with, in words."""
+        others = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in self.others.items())
+        return f"size_inner {self.size_inner}, learning rate {self.learning_rate:g}{others}"
 
     @property
     def best(self) -> Epoch | None:
@@ -120,13 +129,23 @@ def read_run(folder: Path) -> Run:
     cells = _by_trial(folder / "cells.csv") or _grid(_mapping(record, "settings"))
     rows = _by_trial(folder / "trials.csv")
     try:
+        known = {number: rows.get(number) or cells[number] for number in sorted({*cells, *rows, *history})}
+        differ = [name for name in _OTHERS if len({cell.get(name) for cell in known.values()}) > 1]
         trials = []
-        for number in sorted({*cells, *rows, *history}):
-            row = rows.get(number)
-            size, rate = ((row or cells[number])[name] for name in ("size_inner", "learning_rate"))
+        for number, cell in known.items():
             epochs = history.get(number, ())
             status, reason = endings.get(number, (RUNNING if epochs else WAITING, ""))
-            trials.append(Trial(number, int(size), float(rate), row["status"] if row else status, epochs, reason))
+            trials.append(
+                Trial(
+                    trial_id=number,
+                    size_inner=int(cell["size_inner"]),
+                    learning_rate=float(cell["learning_rate"]),
+                    status=cell["status"] if number in rows else status,
+                    epochs=epochs,
+                    reason=reason,
+                    others={name: float(cell[name]) for name in differ},
+                )
+            )
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise _damaged(folder / "trials.csv", error) from None
     best = folder / str(record.get("bundle", "best")) / RECORD

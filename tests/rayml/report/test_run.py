@@ -7,6 +7,7 @@ import pytest
 
 from rayml.bundle_json import MAX_JSON_BYTES
 from rayml.errors import BundleError, DataError, UsageError
+from rayml.report import write_report
 from rayml.report.run import read_run
 from tests.rayml.report import made
 
@@ -104,6 +105,20 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     with pytest.raises(DataError, match=name) as caught:
         read_run(run)
     assert "\n" not in caught.value.message and len(caught.value.message) < 600
+
+
+def test_what_else_trials_differ_in(tmp_path: Path) -> None:
+    run = made.searching(tmp_path / "run", {"00000": (0.5,)})
+    assert [trial.described for trial in read_run(run).trials][:1] == ["size_inner 4, learning rate 0.001"]
+    lines = ["trial_id,size_inner,learning_rate,dropout,batch_size,weight_decay,label_smoothing"]
+    lines += ["00000,4,0.001,0.0,32,0.0,0.0", "00001,4,0.001,0.5,32,0.0001,0.0"]
+    (run / "cells.csv").write_text("\n".join(lines) + "\n")
+    assert [trial.described for trial in read_run(run).trials] == [
+        "size_inner 4, learning rate 0.001, dropout 0, weight decay 0",
+        "size_inner 4, learning rate 0.001, dropout 0.5, weight decay 0.0001",
+    ]
+    page = write_report(run).read_text()
+    assert ">weight decay</th>" in page and ">0.0001</td>" in page and ">batch size<" not in page
 
 
 def test_a_table_that_a_spreadsheet_has_saved(run: Path) -> None:
