@@ -1,9 +1,9 @@
-"""The feature bank: one float32 vector for each picture, kept by the picture's content, computed once.
+"""The feature bank: one vector for each picture, kept by the picture's content, computed once.
 
 A bank is named by what decides its vectors (preprocessing, backbone graph, image size, precision). It holds shards,
-each an array `NAME.npy`, float32 (n, D), and its index `NAME.sha256`, the 32 bytes of n pictures. The index is written
-last, so a shard is there or it is not; two writers never touch each other's. Opening a bank reads the indexes alone:
-40 bytes a picture in memory, and from a bucket the arrays are copied when they are used.
+each an array `NAME.npy`, (n, D) in float32 or, for half the room, float16, and its index `NAME.sha256`, the 32 bytes of
+n pictures. The index is written last, so a shard is there or it is not; two writers never touch each other's. Opening a
+bank reads the indexes alone: 40 bytes a picture in memory, and from a bucket the arrays are copied when they are used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from rayml.frozen import FrozenBackbone
 from rayml.storage import BucketStore, FolderStore, open_store
 
 BANK_VERSION = 2
-PRECISION = "float32"
+DTYPES = ("float32", "float16")
 _ARRAY, _INDEX = ".npy", ".sha256"
 _LOOK_EVERY_S = 2.0
 _COPIES_AT_ONCE = 16  # Of a bucket's objects: each waits most of its time for an answer.
@@ -36,14 +36,18 @@ _DIGEST = np.dtype("S32")  # Compares and sorts as bytes; two of one length are 
 Digests: TypeAlias = "Sequence[str] | NDArray[np.bytes_]"  # Of pictures: 64 hexadecimal digits, or 32 bytes each.
 
 
-def bank_key(backbone: FrozenBackbone) -> str:
-    """The name of a backbone's bank: sha256 over all that decides a picture's features, as 64 hexadecimal digits."""
+def bank_key(backbone: FrozenBackbone, dtype: str = "float32") -> str:
+    """The name of a backbone's bank: sha256 over all that decides a picture's features, as 64 hexadecimal digits.
+
+    Arguments:
+        dtype: what they are kept in, one of `DTYPES`.
+    """
     identity = {
         "bank": BANK_VERSION,
         "preprocessing": backbone.preprocessing,
         "graph": backbone.graph_sha256,
         "image_size": backbone.image_size_px,
-        "precision": PRECISION,
+        "precision": dtype,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -54,13 +58,15 @@ class FeatureBank:
     Arguments:
         store: where it lies, or a folder of this machine.
         features: D.
+        dtype: what vectors are kept in, one of `DTYPES`; they are written and read as float32 all the same.
 
     What is there is read with the first question, so that a worker that only writes reads nothing.
     """
 
-    def __init__(self, store: FolderStore | BucketStore | Path, features: int) -> None:
+    def __init__(self, store: FolderStore | BucketStore | Path, features: int, dtype: str = "float32") -> None:
         self.store = FolderStore(store) if isinstance(store, Path) else store
         self.features = features
+        self.dtype = dtype
         self._forget()
 
     def _forget(self) -> None:
@@ -74,22 +80,25 @@ class FeatureBank:
         self._opened = False
 
     @classmethod
-    def of(cls, backbone: FrozenBackbone, cache: Path, storage: str | None = None) -> FeatureBank:
+    def of(
+        cls, backbone: FrozenBackbone, cache: Path, storage: str | None = None, dtype: str = "float32"
+    ) -> FeatureBank:
         """Open the bank of a backbone.
 
         Arguments:
             cache: the folder of this machine for what it keeps.
             storage: what machines share, as `rayml.storage.check_storage` gave it.
+            dtype: see `FeatureBank`.
         """
-        return cls(open_store(storage, f"features/{bank_key(backbone)}", cache), backbone.features)
+        return cls(open_store(storage, f"features/{bank_key(backbone, dtype)}", cache), backbone.features, dtype)
 
     @property
     def folder(self) -> Path:
         """The folder of this machine that holds the arrays in use; its name is the bank's."""
         return self.store.folder
 
-    def __reduce__(self) -> tuple[type[FeatureBank], tuple[FolderStore | BucketStore, int]]:
-        return FeatureBank, (self.store, self.features)
+    def __reduce__(self) -> tuple[type[FeatureBank], tuple[FolderStore | BucketStore, int, str]]:
+        return FeatureBank, (self.store, self.features, self.dtype)
 
     def __contains__(self, sha256: str) -> bool:
         return bool(self.has([sha256])[0])
@@ -116,17 +125,23 @@ class FeatureBank:
             vectors: float32 (n, D), finite.
 
         Raises:
-            RaymlError: values that are not finite, or a storage that is full, read-only or cannot be reached. What
-                was there stays.
+            RaymlError: values that are not finite or too large for the bank's dtype, or a storage that is full,
+                read-only or cannot be reached. What was there stays.
         """
         if vectors.shape != (len(digests), self.features) or vectors.dtype != np.float32:
             raise ValueError(f"expected float32 {(len(digests), self.features)}, got {vectors.dtype} {vectors.shape}")
         if not np.isfinite(vectors).all():
             raise RaymlError("the backbone gave features that are not finite numbers", "Are its weights sound?")
+        largest, most = float(np.abs(vectors).max(initial=0)), float(np.finfo(self.dtype).max)
+        if largest > most:
+            raise RaymlError(
+                f"features must be at most {most:g} to be kept in {self.dtype}. Received: {largest:g}",
+                "Keep them in float32: --feature-dtype float32.",
+            )
         name = _shard(digests)
-        header = array_header(len(digests), self.features)
+        header = array_header(len(digests), self.features, self.dtype)
         try:
-            self.store.put(name + _ARRAY, [header, np.ascontiguousarray(vectors).data.cast("B")])
+            self.store.put(name + _ARRAY, [header, np.ascontiguousarray(vectors, self.dtype).data.cast("B")])
             self.store.put(name + _INDEX, [packed(digests).tobytes()])
         except RaymlError as error:
             raise RaymlError(f"features could not be written: {error.message}", error.hint) from None
@@ -139,8 +154,7 @@ class FeatureBank:
             digests: as it was written.
         """
         if self._opened:
-            size = len(array_header(len(digests), self.features)) + 4 * len(digests) * self.features
-            self._add(_shard(digests), size, packed(digests).tobytes())
+            self._add(_shard(digests), self._size(len(digests)), packed(digests).tobytes())
 
     def wait_for(self, digests: Digests, timeout_s: float) -> None:
         """Look until N pictures are in the bank, or the time is over."""
@@ -179,10 +193,10 @@ class FeatureBank:
         wanted = [(name + _ARRAY, size) for name, size in (self._shards[shard] for shard in new)]
         self._paths.update(zip(new, self._files(wanted), strict=True))
 
-    def _array(self, shard: int) -> NDArray[np.float32]:
+    def _array(self, shard: int) -> NDArray[np.floating[Any]]:
         name, path = self._shards[shard][0], self._paths[shard]
         try:
-            array: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise RaymlError(
                 f"features in {path} cannot be read: {error}", f"Remove {name}.* and run again: they are made anew."
@@ -192,9 +206,14 @@ class FeatureBank:
     def _add(self, name: str, size: int, index: bytes) -> None:
         """Take a shard in; one that is not whole (a disk that lost a write) counts as not there."""
         count, rest = divmod(len(index), _DIGEST.itemsize)
-        if count and not rest and size == len(array_header(count, self.features)) + count * self.features * 4:
+        if count and not rest and size == self._size(count):
             self._pending.append((len(self._shards), np.frombuffer(index, _DIGEST)))
             self._shards.append((name, size))
+
+    def _size(self, count: int) -> int:
+        """Bytes of the array of a shard of so many pictures."""
+        header = array_header(count, self.features, self.dtype)
+        return len(header) + count * self.features * np.dtype(self.dtype).itemsize
 
     def _open(self) -> None:
         """Read the indexes of the shards that are there."""
@@ -246,9 +265,13 @@ def packed(digests: Digests) -> NDArray[np.bytes_]:
     return np.frombuffer(bytes.fromhex("".join(digests)), _DIGEST)
 
 
-def array_header(count: int, features: int) -> bytes:
-    """What NumPy writes before the numbers of a float32 array (n, D)."""
+def array_header(count: int, features: int, dtype: str = "float32") -> bytes:
+    """What NumPy writes before the numbers of an array (n, D)."""
     buffer = io.BytesIO()
-    described = {"descr": "<f4", "fortran_order": False, "shape": (count, features)}
+    described = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (count, features),
+    }
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()

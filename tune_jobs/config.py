@@ -13,6 +13,7 @@ from rayml.augmentation import Augmentation
 from rayml.bundle_json import MODES
 from rayml.end_to_end import FineTuning
 from rayml.errors import UsageError
+from rayml.features import DTYPES
 from rayml.head import check_head_settings
 from rayml.storage import is_bucket
 from tune_jobs.space import Choice, Range, parse_choice
@@ -78,6 +79,8 @@ class SearchSettings:
         cache: the folder of each machine for frozen backbones and features.
         storage_path: where machines share both instead, a folder that all of them see or a bucket's address; see
             `rayml.storage`. None for the cache of this machine alone.
+        feature_dtype: what features are kept in, `float32` or, for half the room, `float16`; in memory and in the
+            bundle they are float32 in any case.
         feature_gpus: the share of a graphics processor that a worker of the feature pass takes where there are any,
             0 to 1; 0 leaves them out of the pass.
         mlflow: the address of an MLflow server that is told of the search, as MLflow takes it.
@@ -121,6 +124,7 @@ class SearchSettings:
     scale_up_timeout_s: float = 0.0
     cache: Path | None = None
     storage_path: str | None = None
+    feature_dtype: str = "float32"
     feature_gpus: float = 1.0
     mlflow: str | None = None
     resume: bool = False
@@ -157,6 +161,8 @@ class SearchSettings:
             raise UsageError(
                 f"feature_gpus must be 0, or a share of {_LEAST_SHARE:g} to 1. Received: {self.feature_gpus}"
             )
+        if self.feature_dtype not in DTYPES:
+            raise UsageError(f"feature_dtype must be one of {', '.join(DTYPES)}. Received: {self.feature_dtype}")
         self._check_mode()
 
     def _check_space(self) -> None:
@@ -201,6 +207,11 @@ class SearchSettings:
                         f"{name} needs mode end-to-end, since {reason}. Received: {value} in mode features",
                         f"Add --mode end-to-end, which takes far longer, or leave {name} out.",
                     )
+        elif self.feature_dtype != SearchSettings.feature_dtype:
+            raise UsageError(
+                f"feature_dtype needs mode features. Received: {self.feature_dtype} in mode {self.mode}",
+                "Leave feature_dtype out: pictures are kept as they are decoded.",
+            )
         Augmentation.parse(self.augment)
         if self.unfreeze < 0:
             raise UsageError(f"unfreeze must be at least 0. Received: {self.unfreeze}")

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayml.backbones import BackboneSpec
 from rayml.bundle import MAX_HEAD_BYTES
 from rayml.bundle_json import MAX_CLASSES
@@ -140,7 +142,7 @@ def make_plan(
     if settings.mode == END_TO_END:
         return _plan_networks(settings, manifest, spec, frozen, nodes, cpus, run, cache)
     wanted = {photo.sha256 for photo in manifest.photos}
-    bank = FeatureBank.of(frozen, cache, storage) if frozen else None
+    bank = FeatureBank.of(frozen, cache, storage, settings.feature_dtype) if frozen else None
     to_compute = int((~bank.has(list(wanted))).sum()) if bank is not None else len(wanted)
     features = frozen.features if frozen else MOST_FEATURES
     grid, classes = cells(settings), len(manifest.classes)
@@ -157,7 +159,7 @@ def make_plan(
         Need(
             "disk for RUN", _unwritten(KEPT * COPIES * FLOAT_BYTES * sum(heads), run / CHECKPOINTS) + graph, _free(run)
         ),
-        *_bank_needs(settings, vectors, to_compute * features * FLOAT_BYTES, together, cache),
+        *_bank_needs(settings, features * len(manifest.photos), features * to_compute, together, cache),
     ]
     plan = _plan(settings, manifest, nodes, cpus, to_compute, disk, vectors, one_trial, frozen is not None)
     memory = _memory(nodes)
@@ -288,19 +290,20 @@ def _plan_networks(
     return plan
 
 
-def _bank_needs(settings: SearchSettings, vectors: int, new: int, together: int, cache: Path) -> list[Need]:
+def _bank_needs(settings: SearchSettings, numbers: int, new: int, together: int, cache: Path) -> list[Need]:
     """Where features go: to what machines share, else to the cache, where they are also brought together for trials.
 
     Arguments:
-        vectors, new, together: bytes of all vectors, of those to be computed, and of those to be brought together.
+        numbers, new: of all vectors, and of those to be computed.
+        together: bytes of the vectors that are to be brought together.
     """
-    storage = settings.storage_path
+    storage, size = settings.storage_path, np.dtype(settings.feature_dtype).itemsize
     if storage is None:
-        return [Need("disk for the cache", new + together, _free(cache))]
+        return [Need("disk for the cache", size * new + together, _free(cache))]
     free = None if is_bucket(storage) else _free(Path(storage))
-    copied = vectors if is_bucket(storage) and together else 0
+    copied = size * numbers if is_bucket(storage) and together else 0
     return [
-        Need(f"{'features' if is_bucket(storage) else 'disk for features'}, in {storage}", new, free),
+        Need(f"{'features' if is_bucket(storage) else 'disk for features'}, in {storage}", size * new, free),
         Need("disk for the cache, on each machine", copied + together, _free(cache)),
     ]
 

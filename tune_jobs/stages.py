@@ -57,7 +57,7 @@ def _storage(settings: SearchSettings) -> str:
 def _run_on_features(job: Job, backbone: FrozenBackbone) -> RunSummary:
     """The rest of a run in mode features."""
     settings, stages = job.settings, job.stages
-    bank = FeatureBank.of(backbone, job.cache, settings.storage_path)
+    bank = FeatureBank.of(backbone, job.cache, settings.storage_path, settings.feature_dtype)
     with stages.stage("features") as said:
         passed = feature_pass(
             job.manifest,

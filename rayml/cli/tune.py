@@ -23,7 +23,7 @@ SECTIONS = {
         "resume",
         "dry_run",
     ),
-    "The frozen backbone": ("backbone", "weights", "image_size", "cache"),
+    "The frozen backbone": ("backbone", "weights", "image_size", "cache", "feature_dtype"),
     "The grid": ("size_inner", "learning_rate", "dropout", "batch_size", "weight_decay", "label_smoothing"),
     "Training": ("mode", "epochs", "seed"),
     "With --mode end-to-end": (
@@ -95,6 +95,7 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 @click.option("--reduction-factor", metavar="X", type=float, help="The best 1/X go on at each rung: 3.")
 @click.option("--address", metavar="local|auto|HOST:PORT", help="The Ray cluster to use: local starts one.")
 @click.option("--storage-path", metavar="DIR|s3://...|gs://...", help="Where machines share backbones and features.")
+@click.option("--feature-dtype", metavar="float32|float16", help="What features are kept in: float32.")
 @click.option("--feature-gpus", metavar="SHARE", type=float, help="Of a GPU, for each worker that makes features: 1.")
 @click.option("--trial-cpus", metavar="N", type=float, help="Processors of a trial; shared out by default.")
 @click.option("--trial-gpus", metavar="N", type=float, help="Graphics processors of a trial, e.g. 0.25: 0.")

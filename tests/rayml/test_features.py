@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayml.errors import RaymlError
-from rayml.features import FeatureBank, bank_key
+from rayml.features import DTYPES, FeatureBank, bank_key
 from rayml.frozen import FrozenBackbone
 
 D = 5
@@ -233,3 +233,26 @@ def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
     bank = FeatureBank(tmp_path, D)
     assert len(bank) == 1000
     np.testing.assert_array_equal(bank.rows([f"{i:064}" for i in range(1000)])[:, 0], np.repeat(np.arange(100), 10))
+
+
+def test_half_the_room(tmp_path: Path) -> None:
+    names = digests("a", "b", "c")
+    whole, half = (FeatureBank(tmp_path / dtype, D, dtype) for dtype in DTYPES)
+    for bank in (whole, half):
+        bank.write(names, vectors(3))
+    expected = vectors(3).astype(np.float16).astype(np.float32)
+    for opened in (half, pickle.loads(pickle.dumps(half)), FeatureBank(tmp_path / "float16", D, "float16")):
+        found = opened.rows(names[::-1])
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found[::-1], expected)
+    sizes = [next(bank.folder.glob("*.npy")).stat().st_size - 128 for bank in (whole, half)]
+    assert sizes == [3 * D * 4, 3 * D * 2]
+    assert not FeatureBank(tmp_path / "float16", D).has(names).any()  # A bank of another dtype is none.
+    with pytest.raises(RaymlError, match=r"at most 65504 to be kept in float16. Received: 70000") as caught:
+        half.write(digests("d"), np.full((1, D), 70000, np.float32))
+    assert "--feature-dtype float32" in caught.value.hint and len(half) == 3
+
+
+def test_each_dtype_has_a_bank_of_its_own() -> None:
+    assert len({bank_key(backbone(), dtype) for dtype in DTYPES}) == 2
+    assert bank_key(backbone()) == bank_key(backbone(), "float32")

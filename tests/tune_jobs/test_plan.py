@@ -38,7 +38,7 @@ def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(features=FEATURES, folder=tmp_path)
     monkeypatch.setattr(module, "find_frozen", lambda spec, cache, storage: found)
     empty = SimpleNamespace(has=lambda digests: np.zeros(len(digests), bool), folder=Path("key"))
-    monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache, storage: empty))
+    monkeypatch.setattr(module, "FeatureBank", SimpleNamespace(of=lambda frozen, cache, storage, dtype: empty))
 
 
 def plan(tmp_path: Path, nodes: tuple[Node, ...] = (ONE,), **changes: Any) -> Plan:
@@ -95,6 +95,9 @@ def test_where_the_features_go(frozen: None, tmp_path: Path) -> None:
     bucket = plan(tmp_path, storage_path="s3://bucket/prefix").lines()
     assert bucket[4] == "features, in s3://bucket/prefix: 8.2 MB"
     assert bucket[5].startswith("disk for the cache, on each machine: 16.4 MB of ")
+    half = plan(tmp_path, storage_path="s3://bucket/prefix", feature_dtype="float16").lines()
+    assert half[4] == "features, in s3://bucket/prefix: 4.1 MB"
+    assert half[5].startswith("disk for the cache, on each machine: 12.3 MB of ")  # Brought together in float32.
 
 
 def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp_path: Path) -> None:

@@ -627,3 +627,16 @@ def test_the_lessons_backbone_goes_the_same_way(folder: Path, tmp_path: Path, ra
     assert predictor.bundle.read_head().features == 2048
     assert predictor.check_golden() < 1e-4
     assert evaluate(predictor, folder / "photos" / "validation", QUIET)["accuracy"] == done.best.val_accuracy
+
+
+def test_features_in_half_the_room(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    chosen = one_at_a_time(
+        folder, out=tmp_path / "run", size_inner=(8,), learning_rate=(0.05,), feature_dtype="float16"
+    )
+    assert plan_tune(chosen, QUIET).to_compute == 180  # A bank of its own.
+    found = run_tune(chosen, QUIET)
+    (same,) = [t for t in summary.trials if (t.size_inner, t.learning_rate) == (8, 0.05)]
+    assert (found.computed, found.cached) == (180, 0)
+    assert found.best.val_loss == pytest.approx(same.val_loss, rel=0.02) and found.best.val_loss != same.val_loss
+    assert json.loads((found.run / "run.json").read_text())["settings"]["feature_dtype"] == "float16"
+    assert Predictor(found.bundle).check_golden() < 1e-4
