@@ -30,7 +30,7 @@ KERAS = ("tensorflow-cpu==2.21.0", "pillow")
 # In Keras' spelling, for the rivals that predict with Keras.
 _APPLICATIONS = {"xception": "Xception", "mobilenet_v2": "MobileNetV2", "tiny": "MobileNetV2"}
 _WARM_S, _SETTLE_S = 8.0, 1.0  # rayml makes its model quicker three seconds after its start.
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = _END_TIMEOUT_S = 120.0  # One that was stopped for minutes takes its time to end.
 _LOG_LINES = 20
 _BOUNDARY = "bench-5f1c0e7d"
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -230,7 +230,7 @@ def _running(
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(30)
+                process.wait(_END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
