@@ -203,26 +203,31 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
 
     Raises:
         RaymlError: what the function raised.
-        SearchError: its process died.
+        SearchError: its process died, and a second one as well.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give.
-    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": here}
+    # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give. The second try is ours:
+    # Ray would try again without end where it was itself that killed the process, for want of memory.
+    options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
     if keras_backend() != "tensorflow":
         options["runtime_env"] = {"env_vars": {"KERAS_BACKEND": "tensorflow"}}
     task = ray.remote(function).options(**options)
-    try:
-        result: T = ray.get(task.remote(*arguments))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RaymlError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:  # E.g. killed by the system, or by Ray where memory ran out.
-        raise SearchError(
-            f"the process that builds the backbone died ({' '.join(str(error).split())[:200]})",
-            "Is there memory enough on the machine of the driver? Look with `free -m` and `dmesg`, and try again.",
-        ) from None
-    return result
+    died = ""
+    for _ in range(2):
+        try:
+            result: T = ray.get(task.remote(*arguments))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RaymlError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:  # E.g. killed by the system, or by Ray where memory ran out.
+            died = " ".join(str(error).split())[:200]
+        else:
+            return result
+    raise SearchError(
+        f"the process that builds the backbone died ({died})",
+        "Is there memory enough on the machine of the driver? Look with `free -m` and `dmesg`, and try again.",
+    )

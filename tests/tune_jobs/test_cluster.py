@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,17 @@ def test_a_process_that_dies_is_said_in_a_line(ray_cluster: str) -> None:
     with pytest.raises(SearchError, match=r"^the process that builds the backbone died \(") as caught:
         on_this_node(_die)
     assert "\n" not in caught.value.message and "memory" in caught.value.hint
+
+
+def _die_once(mark: Path) -> str:
+    if mark.exists():
+        return "done"
+    mark.touch()
+    os._exit(1)
+
+
+def test_a_process_that_dies_once_is_started_again(ray_cluster: str, tmp_path: Path) -> None:
+    assert on_this_node(_die_once, tmp_path / "mark") == "done"
 
 
 def test_a_call_in_a_process_of_its_own(ray_cluster: str) -> None:
