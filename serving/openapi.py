@@ -14,6 +14,7 @@ from typing import Any
 from serving.limits import RequestLimits
 from serving.protocols.base import Answer, ModelFacts, dump
 from serving.protocols.explain import GRID
+from serving.protocols.openinference import MAX_ID_CHARACTERS
 
 _JSON = "application/json"
 _Schema = dict[str, Any]
@@ -280,7 +281,7 @@ def _schemas(model: ModelFacts) -> dict[str, _Schema]:
             "type": "object",
             "required": ["inputs"],
             "properties": {
-                "id": text,
+                "id": {**text, "maxLength": MAX_ID_CHARACTERS},
                 "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
                 "outputs": {"type": "array", "items": {"type": "object"}},
                 "parameters": {"type": "object"},
