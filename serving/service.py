@@ -100,6 +100,7 @@ class Service:
         self._fetches = Fetches(fetcher, limits, metrics)
         self._admission = Admission(limits)
         self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
+        self._draining = False
 
     def warm_up(self, model: ServedModel) -> None:
         """Let the model classify its sample once for each of its threads, so that a request finds all of it in use."""
@@ -132,9 +133,23 @@ class Service:
         if self._log.every_request or (answer.status >= 500 and self._is_news(state)):
             self._write_log(call, route, answer.status, seconds, request_id, state)
         headers = {**answer.headers, REQUEST_ID_HEADER: request_id}
-        if not state.read_whole and "connection" not in headers and call.has_body and not await call.drained():
+        if not state.read_whole and "connection" not in headers and call.has_body and not await self._drained(call):
             headers["connection"] = "close"
         return Answer(answer.body, answer.status, headers, answer.content_type)
+
+    async def _drained(self, call: Call) -> bool:
+        """Whether a body that nobody needs has come to its end; only one is waited for at a time.
+
+        The proxy counts a request until its connection is closed, and has one place more than the replica: requests
+        that are refused and never end, a key or not, shall keep nobody else out.
+        """
+        if self._draining:
+            return False
+        self._draining = True
+        try:
+            return await call.drained()
+        finally:
+            self._draining = False
 
     def _is_news(self, state: _State) -> bool:
         """Whether a failure is worth a line: of those for want of a place, one a second, which says how many."""

@@ -338,6 +338,25 @@ def test_an_answer_before_the_body_waits_a_moment_for_the_rest(
         assert (answer.status, answer.headers.get("connection") == "close") == (404, closed)
 
 
+def test_only_one_unfinished_body_is_waited_for_at_a_time(model: ServedModel) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    service = _service(model)
+    call = Call("POST", "/nope", b"", {"content-length": "9"}, never)
+
+    async def ask() -> None:
+        for _ in range(2):  # The second time the place has come back.
+            first = asyncio.create_task(service.answer(call))
+            await asyncio.sleep(0)
+            others = await asyncio.wait_for(asyncio.gather(service.answer(call), service.answer(call)), 0.5)
+            assert not first.done()
+            assert {answer.headers["connection"] for answer in (*others, await first)} == {"close"}
+
+    asyncio.run(ask())
+
+
 def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: ServedModel) -> None:
     service = _service(model)
     _ask(
