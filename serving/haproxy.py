@@ -27,6 +27,8 @@ _SETTINGS_FILE = "proxy.json"
 _PR_SET_PDEATHSIG = 1
 # Seconds for a request line and headers; the body has the replica's own deadline.
 _SLOW_HEADERS_S = 10
+# Seconds without a byte from a client that has to send or to read; one that waits for its answer may take longer.
+_SILENT_CLIENT_S = 60
 _BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
 # What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
 PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
@@ -121,6 +123,8 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     config = _once(r"\nfrontend prometheus\n(?:    .*\n)+", "\n", config)
     config = _once(r"\nlisten stats\n(?:  .*\n)+", "\n", config)
     config = re.sub(r"\n    errorfile \d+ \S+", "", config)
+    # Ray's is an hour, for which an upload that stopped, or an answer that nobody reads, would hold a connection.
+    config = _once(r"\n    timeout client \S+\n", f"\n    timeout client {_SILENT_CLIENT_S}s\n", config)
     pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
     config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
     bind = _bind(settings.host, settings.port)

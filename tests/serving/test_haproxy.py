@@ -101,7 +101,15 @@ def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:
     assert haproxy.harden(once, _settings(), tmp_path) == once
 
 
-@pytest.mark.parametrize("line", ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000"])
+def test_a_client_that_neither_sends_nor_reads_is_gone_in_a_minute(rays_own: str, tmp_path: Path) -> None:
+    config = haproxy.harden(rays_own, _settings(), tmp_path)
+    assert re.findall(r"timeout client .*", config) == ["timeout client 60s"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000", "timeout client 3600s"],
+)
 def test_a_template_that_has_changed_is_refused(rays_own: str, tmp_path: Path, line: str) -> None:
     with pytest.raises(haproxy.ConfigChanged, match="must have one"):
         haproxy.harden(rays_own.replace(line, "something else"), _settings(), tmp_path)
