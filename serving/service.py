@@ -204,12 +204,14 @@ class Service:
     async def _classify(self, protocol: Protocol, target: Target, call: Call, place: Place, state: _State) -> Answer:
         """Read, understand and answer a request for predictions."""
         deadline = time.monotonic() + self._limits.deadline_s
-        model = await self._models.get(target.name, target.version)
-        state.version = model.facts.identity.version
+        known = self._models.loaded(target.name, target.version)
         headers, limits = call.headers, self._limits
         max_bytes = protocol.max_bytes(headers, limits)
         check_declared_length(headers.get("content-length"), max_bytes)
         body = await self._read(call, max_bytes, place, state)
+        # Not before: Ray's server would take the body in while a version loads, and nobody would have counted it.
+        model = known or await self._models.get(target.name, target.version)
+        state.version = model.facts.identity.version
 
         def begin() -> Work | Answer:
             work = protocol.parse(headers, body, limits, model.facts)

@@ -568,5 +568,32 @@ def test_a_version_that_loads_for_too_long_is_504(
 
     service = _service(model, deadline_s=0.1)
     monkeypatch.setattr(service._models, "get", load)
+    monkeypatch.setattr(service._models, "loaded", lambda *_: None)
     (answer,) = _ask(service, _call(path, RED if method == "POST" else None, method))
     assert answer.status == 504 and b"There was no answer within 0.1 seconds." in answer.body
+
+
+def test_while_a_version_loads_its_requests_bodies_are_counted(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _service(model)
+    held: list[int] = []
+
+    async def load(*_: object) -> ServedModel:
+        held.append(service._admission.buffered_bytes)
+        return model
+
+    monkeypatch.setattr(service._models, "get", load)
+    call = _call("/predict", RED)
+    (answer,) = _ask(service, Call(call.method, call.path, b"version=9", call.headers, call.body))
+    assert (answer.status, held, service._admission.buffered_bytes) == (200, [len(RED)], 0)
+
+
+def test_an_unknown_model_is_404_before_its_body_is_read(model: ServedModel) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    for query in (b"model=other", b"version=007"):
+        (answer,) = _ask(_service(model), Call("POST", "/predict", query, {"content-type": "image/png"}, unread))
+        assert answer.status == 404
