@@ -254,7 +254,10 @@ class Service:
     ) -> tuple[NDArray[np.uint8], float]:
         """A picture's pixels as the model takes them, and the seconds that it took when there was memory for it."""
         size = model.facts.image_size_px
-        wanted = images.decode_bytes(source, size, self._limits.image) if isinstance(source, bytes) else 0
+        if isinstance(source, bytes):
+            wanted = images.decode_bytes(source, size, self._limits.image)
+        else:
+            wanted = images.fit_bytes(source.shape[0], source.shape[1], size)
         try:
             with self._memory.hold(wanted, deadline):
                 began = time.perf_counter()

@@ -512,6 +512,33 @@ def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
     assert seen == [most]
 
 
+def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, wanted = _service(model), []
+    real = service._memory.hold
+
+    def hold(size: int, until: float) -> Any:
+        wanted.append(size)
+        return real(size, until)
+
+    monkeypatch.setattr(service._memory, "hold", hold)
+    size = model.facts.image_size_px
+    for height in (size, 5000):
+        pixels = bytes(3 * height * size)
+        tensor = {
+            "name": "pixels",
+            "shape": [1, height, size, 3],
+            "datatype": "UINT8",
+            "parameters": {"binary_data_size": len(pixels)},
+        }
+        text = json.dumps({"inputs": [tensor]}).encode()
+        length = {"inference-header-content-length": str(len(text)), "content-type": "application/octet-stream"}
+        (answer,) = _ask(service, _call("/v2/models/primaries/infer", text + pixels, **length))
+        assert answer.status == 200
+    assert wanted[0] == 0 and wanted[1] > 4 * 5000 * size + 16 * 5000
+
+
 def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     real, go = model.decode, threading.Event()
 

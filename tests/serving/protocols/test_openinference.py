@@ -212,6 +212,15 @@ def test_too_large_a_picture_is_413() -> None:
         assert caught.value.status == 413
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1_000_001, 3), (1, 1_000_001, 1, 3)])
+def test_too_long_a_side_is_413(shape: tuple[int, ...]) -> None:
+    data = bytes(3 * 1_000_001)
+    text = json.dumps({"inputs": [_as_binary(_pixels(shape=list(shape)), data)]}).encode()
+    with pytest.raises(InputError, match="sides must be at most 1000000 pixels") as caught:
+        protocol.parse({protocol.HEADER_LENGTH: str(len(text))}, text + data, RequestLimits(), FACTS)
+    assert (caught.value.status, caught.value.code) == (413, "image_too_large")
+
+
 def test_what_is_said_of_server_and_model() -> None:
     assert json.loads(protocol.server_metadata().body)["extensions"] == ["binary_tensor_data"]
     assert json.loads(protocol.live().body) == {"live": True}
