@@ -6,6 +6,7 @@ It is built from the model that is served: paths carry its name, examples its cl
 from __future__ import annotations
 
 import base64
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -76,6 +77,7 @@ def document(model: ModelFacts, limits: RequestLimits) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=2)  # Of the live version and the one before it: milliseconds each, on the event loop.
 def json_page(model: ModelFacts, limits: RequestLimits) -> Answer:
     """What `GET /openapi.json` answers."""
     return Answer(dump(document(model, limits)))

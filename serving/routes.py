@@ -90,7 +90,8 @@ async def _ready(context: Context, _target: Target) -> Answer:
 
 
 async def _metrics(context: Context, _target: Target) -> Answer:
-    return context.metrics.page()
+    # Not on the event loop: it reads the files of every replica that has ever counted.
+    return await asyncio.to_thread(context.metrics.page)
 
 
 async def _openapi(context: Context, _target: Target) -> Answer:

@@ -624,3 +624,16 @@ def test_an_unknown_model_is_404_before_its_body_is_read(model: ServedModel) -> 
     for query in (b"model=other", b"version=007"):
         (answer,) = _ask(_service(model), Call("POST", "/predict", query, {"content-type": "image/png"}, unread))
         assert answer.status == 404
+
+
+def test_metrics_are_gathered_beside_the_event_loop(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, real = _service(model), Metrics.page
+    threads: list[threading.Thread] = []
+
+    def page(metrics: Metrics) -> Answer:
+        threads.append(threading.current_thread())
+        return real(metrics)
+
+    monkeypatch.setattr(Metrics, "page", page)
+    (answer,) = _ask(service, _call("/metrics", method="GET"))
+    assert answer.status == 200 and threads and threads[0] is not threading.current_thread()
