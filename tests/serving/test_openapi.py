@@ -81,6 +81,13 @@ def test_whether_a_key_is_needed_is_said_rightly() -> None:
         assert ("security" in operation) is needs_key, path
 
 
+def test_every_operation_says_that_it_may_be_late_or_refused() -> None:
+    # Pages wait for a version to load, and 503 and 504 come from the proxy, too.
+    for path, method, operation in _operations(DOCUMENT):
+        assert {"500", "502", "503", "504"} <= operation["responses"].keys(), (path, method)
+        assert "version" in operation["responses"]["503"]["description"]
+
+
 def test_operations_have_names_of_their_own() -> None:
     names = [operation["operationId"] for _, _, operation in _operations(DOCUMENT)]
     assert len(names) == len(set(names))
