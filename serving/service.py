@@ -115,7 +115,7 @@ class Service:
         """Answer one request; nothing is raised but a cancellation."""
         began = time.perf_counter()
         request_id = f"{_ids.getrandbits(64):016x}"
-        route, target = routes.find(call.path, call.query)
+        route, target = routes.find(call.path)
         state = _State()
         try:
             answer = await self._answer(route, target, call, state)
@@ -186,6 +186,7 @@ class Service:
             except asyncio.TimeoutError:
                 raise self._too_late() from None
         assert route.protocol is not None
+        target = routes.asked(route, target, call.query)
         with self._admission.place() as place, self._metrics.place():
             work = asyncio.ensure_future(self._classify(route.protocol, target, call, place, state))
             try:

@@ -616,6 +616,12 @@ def test_while_a_version_loads_its_requests_bodies_are_counted(
     assert (answer.status, held, service._admission.buffered_bytes) == (200, [len(RED)], 0)
 
 
+def test_only_requests_for_predictions_have_a_use_for_a_query(model: ServedModel) -> None:
+    for path in ("/healthz", "/", "/v2/models/primaries"):
+        (answer,) = _ask(_service(model), Call("GET", path, "é=".encode() + b"&" * 20, {}, _call(path).body))
+        assert answer.status == 200
+
+
 def test_an_unknown_model_is_404_before_its_body_is_read(model: ServedModel) -> None:
     async def unread() -> AsyncIterator[bytes]:
         raise AssertionError("the body was read")
