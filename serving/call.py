@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from rayml.errors import InputError
 from serving.protocols.base import too_large
 
-# A request that is answered before its body is read has this long to bring the rest. Then its connection is closed: the
-# proxy would wait for the rest for ever and count the connection as a place that is taken.
+# A request that is answered before its body is read has this long to bring the rest, so that its client reads the
+# answer and no reset. Then its connection is closed: the proxy would wait for the rest for ever and count a request for
+# predictions as a place that is taken.
 _DRAIN_S = 1.0
 
 

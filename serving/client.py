@@ -81,6 +81,12 @@ class Client:
                 response = self._session.request(
                     method, self.url + path, data=body, headers=headers, timeout=self.timeout_s, allow_redirects=False
                 )
+            except requests.exceptions.ChunkedEncodingError as error:  # It broke within the answer.
+                if attempt == 2:
+                    raise ServerError(
+                        f"{self.url} must answer in full. Received: a connection that broke within the answer",
+                        "Try again; where it goes on, look at the server's log.",
+                    ) from error
             except requests.ConnectionError as error:
                 if attempt == 2:
                     raise ServerError(

@@ -55,7 +55,9 @@ def agreement(state: State, replicas: list[Report]) -> Agreement | None:
     """What the replicas found of the state's shadow, or None where there is none."""
     if state.shadow is None:
         return None
-    found = [r.shadow for r in replicas if r.shadow is not None and r.shadow["version"] == state.shadow.version]
+    # Not those that are pinned to another version, or have yet to take the live one: they compare with something else.
+    pair = {"live": state.live, "version": state.shadow.version}
+    found = [r.shadow for r in replicas if r.shadow is not None and pair.items() <= r.shadow.items()]
 
     def slowest(key: str) -> dict[str, float] | None:
         times = [figures[key] for figures in found if figures[key] is not None]

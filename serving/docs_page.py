@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 from typing import Any
@@ -11,6 +12,7 @@ from serving.openapi import document
 from serving.protocols.base import Answer, ModelFacts
 
 
+@functools.lru_cache(maxsize=2)  # As `openapi.json_page`.
 def html_page(model: ModelFacts, limits: RequestLimits) -> Answer:
     """What `GET /docs` answers."""
     described = document(model, limits)

@@ -27,7 +27,14 @@ _SETTINGS_FILE = "proxy.json"
 _PR_SET_PDEATHSIG = 1
 # Seconds for a request line and headers; the body has the replica's own deadline.
 _SLOW_HEADERS_S = 10
+# Seconds without a byte from a client that has to send or to read; one that waits for its answer may take longer.
+_SILENT_CLIENT_S = 60
 _BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
+# What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
+PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
+PREDICTION_ENDS = (":predict", "/infer")
+# Keys of the table that counts them.
+_BEGUN, _ANSWERED = 1, 2
 # One beyond the replicas' places still comes through to be refused there, so that their metrics tell of the crowd.
 _LEFT_TO_REPLICA = 1
 # HAProxy's own refusals: status -> (reason, code, message). The client reads JSON whoever answers.
@@ -116,6 +123,8 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     config = _once(r"\nfrontend prometheus\n(?:    .*\n)+", "\n", config)
     config = _once(r"\nlisten stats\n(?:  .*\n)+", "\n", config)
     config = re.sub(r"\n    errorfile \d+ \S+", "", config)
+    # Ray's is an hour, for which an upload that stopped, or an answer that nobody reads, would hold a connection.
+    config = _once(r"\n    timeout client \S+\n", f"\n    timeout client {_SILENT_CLIENT_S}s\n", config)
     pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
     config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
     bind = _bind(settings.host, settings.port)
@@ -146,8 +155,11 @@ def _rules(settings: ProxySettings) -> str:
         "http-request del-header x-request-disconnect-disabled",
         # Ray would take a stranger's request id into its logs and routing.
         "http-request del-header x-request-id",
-        "http-request del-header serve_multiplexed_model_id",
-        "http-request del-header serve-multiplexed-model-id",
+        # In any spelling that Ray knows; of a value that is not UTF-8 it would make a 500.
+        "http-request del-header ^serve[-_]multiplexed[-_]model[-_]id$ -m reg",
+        "http-request del-header ^x[-_]session[-_]id$ -m reg",
+        # Nothing here speaks WebSocket; Ray's server would begin to, on any path.
+        "http-request del-header upgrade",
         "http-response del-header server",
         "http-response del-header x-request-id",
     ]
@@ -158,13 +170,28 @@ def _rules(settings: ProxySettings) -> str:
 
 
 def _room(settings: ProxySettings) -> str:
-    """Refuse predictions beyond the places of the replicas that are up; health and pages stay reachable."""
+    """Refuse predictions beyond the places of the replicas that are up; health and pages stay reachable.
+
+    A table of two entries counts those that have begun, and those among them that have their answer but have not ended
+    since a client does not send the rest of its body, or does not read. `be_conn` counts all of them, and whatever else
+    is asked of the replicas.
+    """
     if settings.max_in_flight is None:
         return ""
     places = settings.max_in_flight + _LEFT_TO_REPLICA
-    condition = "{ method POST } { be_conn,sub(txn.places) gt 0 }"
-    refusals = _either("http-request", 503, *_RAY_ERRORS[503], settings.retry_after_s, condition=condition)
-    lines = [f"http-request set-var(txn.places) nbsrv,mul({places})", *refusals]
+    asks = "{ method POST } is_prediction"
+    condition = f"{asks} {{ int({_BEGUN}),table_conn_cur,sub(txn.answered),sub(txn.places) ge 0 }}"
+    lines = [
+        "stick-table type integer size 2 store conn_cur",
+        f"acl is_prediction path,url_dec -m str {' '.join(PREDICTION_PATHS)}",
+        f"acl is_prediction path,url_dec -m end {' '.join(PREDICTION_ENDS)}",
+        f"http-request set-var(txn.places) nbsrv,mul({places})",
+        f"http-request set-var(txn.answered) int({_ANSWERED}),table_conn_cur",
+        *_either("http-request", 503, *_RAY_ERRORS[503], settings.retry_after_s, condition=condition),
+        # After the refusals: what is refused counts at no moment.
+        f"http-request track-sc0 int({_BEGUN}) if {asks}",
+        f"http-response track-sc1 int({_ANSWERED}) if {{ sc_tracked(0) }}",
+    ]
     return "".join(f"    {line}\n" for line in lines)
 
 

@@ -27,7 +27,8 @@ class RequestLimits:
         max_instances: pictures in one request.
         max_json_values: members and elements of a JSON body; ten pictures of 224 px as numbers have 1.6 million.
         max_decode_bytes: memory that a replica's threads take at once for decoding, as `rayml.images.decode_bytes`
-            tells it from each picture's header: a few MB for an ordinary photo, at worst 9 bytes a pixel, for WebP 17.
+            tells it from each picture's header: a few MB for an ordinary photo, at worst 9 bytes a pixel, for WebP 17;
+            and for resizing pixels that came as numbers, some 4 bytes a pixel (`rayml.images.fit_bytes`).
             The next ones wait; one that is above it alone is decoded when no other is. 1 GiB holds a largest picture
             of any kind.
         max_buffered_bytes: bodies and fetched pictures that a replica holds at once, altogether; the next ones are

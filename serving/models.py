@@ -117,15 +117,14 @@ class Models:
         """The version that answers where none is named."""
         return self._live
 
-    async def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """The version that a request asks for; keep it for the whole request, the live one may change meanwhile.
+    def loaded(self, name: str | None = None, version: str | None = None) -> ServedModel | None:
+        """The version that a request asks for, or None where only `get` can tell, since it is not in memory.
 
         Arguments:
-            name: the model's name, or None for whichever there is.
-            version: its version, or None for the live one; another one is loaded when it is first asked for.
+            name, version: as in `get`.
 
         Raises:
-            InputError: 404, there is none; 503, it cannot be had now.
+            InputError: 404, there is none.
         """
         if name is not None and name != self.name:
             raise InputError(f"The model must be {self.name}.", status=404, code="unknown_model")
@@ -138,8 +137,24 @@ class Models:
             return found
         if str(number) != version:  # 007 is no other name for 7.
             raise self._unknown_version()
+        return None
+
+    async def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
+        """The version that a request asks for; keep it for the whole request, the live one may change meanwhile.
+
+        Arguments:
+            name: the model's name, or None for whichever there is.
+            version: its version, or None for the live one; another one is loaded when it is first asked for.
+
+        Raises:
+            InputError: 404, there is none; 503, it cannot be had now.
+        """
+        found = self.loaded(name, version)
+        if found is not None:
+            return found
+        assert version is not None  # There is always a live one.
         # Not on the event loop, which would answer nobody while a shared disk hangs.
-        return await asyncio.get_running_loop().run_in_executor(self._loader, self._on_demand, number)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._on_demand, int(version))
 
     def versions(self, name: str) -> list[ModelFacts]:
         """The loaded versions of a model, the live one first; none for a name that is not served."""

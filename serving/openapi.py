@@ -6,6 +6,7 @@ It is built from the model that is served: paths carry its name, examples its cl
 from __future__ import annotations
 
 import base64
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,13 +15,14 @@ from typing import Any
 from serving.limits import RequestLimits
 from serving.protocols.base import Answer, ModelFacts, dump
 from serving.protocols.explain import GRID
+from serving.protocols.openinference import MAX_ID_CHARACTERS
 
 _JSON = "application/json"
 _Schema = dict[str, Any]
 _BINARY: _Schema = {"type": "string", "format": "binary"}
 # What each refusal means; a route lists those that it can answer with.
 _REFUSALS = {
-    400: "The body cannot be read, or holds no picture.",
+    400: "The body or the query cannot be read, or there is no picture.",
     401: "An API key is missing or wrong; only where the server asks for keys.",
     404: "There is no such path, model or version.",
     405: "Another method.",
@@ -30,9 +32,12 @@ _REFUSALS = {
     422: "The URL is refused, or does not lead to a picture.",
     500: "A fault of the server.",
     502: "A replica failed; try again.",
-    503: "All places are taken; try again after the seconds in retry-after.",
+    503: "All places are taken, the version is not loaded or no replica is ready; try again after the seconds in "
+    "retry-after.",
     504: "There was no answer in time.",
 }
+
+_OF_PAGES = (404, 405, 500, 502, 503, 504)
 
 
 def document(model: ModelFacts, limits: RequestLimits) -> dict[str, Any]:
@@ -75,6 +80,7 @@ def document(model: ModelFacts, limits: RequestLimits) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=2)  # Of the live version and the one before it: milliseconds each, on the event loop.
 def json_page(model: ModelFacts, limits: RequestLimits) -> Answer:
     """What `GET /openapi.json` answers."""
     return Answer(dump(document(model, limits)))
@@ -280,7 +286,7 @@ def _schemas(model: ModelFacts) -> dict[str, _Schema]:
             "type": "object",
             "required": ["inputs"],
             "properties": {
-                "id": text,
+                "id": {**text, "maxLength": MAX_ID_CHARACTERS},
                 "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
                 "outputs": {"type": "array", "items": {"type": "object"}},
                 "parameters": {"type": "object"},
@@ -320,12 +326,12 @@ def _get(
     content: dict[str, Any] = {"schema": schema}
     if example is not None:
         content["example"] = example
-    return _operation(summary, operation, {_JSON: content}, (404, 405, 500, 502, 503), key, plain)
+    return _operation(summary, operation, {_JSON: content}, _OF_PAGES, key, plain)
 
 
 def _text(summary: str, operation: str, media_type: str, key: bool = True) -> dict[str, Any]:
     content = {media_type: {"schema": {"type": "string"}}}
-    return _operation(summary, operation, content, (404, 405, 500, 502, 503), key, plain=False)
+    return _operation(summary, operation, content, _OF_PAGES, key, plain=False)
 
 
 def _post(

@@ -22,6 +22,7 @@ from serving.protocols.base import Answer, ModelFacts, Work
 
 _GET = ("GET", "HEAD")
 _POST = ("POST",)
+_MAX_FIELDS = 16  # Of a query.
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ async def _ready(context: Context, _target: Target) -> Answer:
 
 
 async def _metrics(context: Context, _target: Target) -> Answer:
-    return context.metrics.page()
+    # Not on the event loop: it reads the files of every replica that has ever counted.
+    return await asyncio.to_thread(context.metrics.page)
 
 
 async def _openapi(context: Context, _target: Target) -> Answer:
@@ -206,16 +208,15 @@ _NOWHERE = Route("none", ())
 _NOWHERE_PLAIN = _plain("none", ())
 
 
-def find(path: str, query: bytes = b"") -> tuple[Route, Target]:
-    """The route of a path and the model that path and query name; a route without methods where there is none.
+def find(path: str) -> tuple[Route, Target]:
+    """The route of a path and the model that the path names; a route without methods where there is none.
 
     Arguments:
         path: as it was sent, percent-decoded.
-        query: `version` and `model` in it choose among the models on rayml's own routes.
     """
     route = FIXED.get(path) or WEB.get(path)
     if route is not None:
-        return route, _target(query) if query else Target()
+        return route, Target()
     if path.startswith("/v1/"):
         found = _V1_PATH.fullmatch(path)
         return (_V1_ROUTES[found[3]], Target(found[1], found[2])) if found else (_NOWHERE_PLAIN, Target())
@@ -225,11 +226,23 @@ def find(path: str, query: bytes = b"") -> tuple[Route, Target]:
     return _NOWHERE, Target()
 
 
-def _target(query: bytes) -> Target:
+def asked(route: Route, target: Target, query: bytes) -> Target:
+    """The model that a request names, by `model` and `version` in the query of rayml's own routes for predictions.
+
+    Arguments:
+        route, target: what `find` found.
+        query: as it was sent; pages and other protocols have no use for it.
+
+    Raises:
+        InputError: 400, it cannot be read: whoever names a version shall not have the answer of another.
+    """
+    if not query or route.protocol is None or route.name not in FIXED:
+        return target
     try:
-        values = dict(parse_qsl(query.decode("ascii"), max_num_fields=16))
+        values = dict(parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
     except ValueError:
-        return Target()
+        message = f"The query must be ASCII with at most {_MAX_FIELDS} fields."
+        raise InputError(message, code="bad_query") from None
     return Target(values.get("model"), values.get("version"))
 
 

@@ -100,6 +100,7 @@ class Service:
         self._fetches = Fetches(fetcher, limits, metrics)
         self._admission = Admission(limits)
         self._refused, self._refused_told = 0, -_REFUSED_EVERY_S
+        self._draining = False
 
     def warm_up(self, model: ServedModel) -> None:
         """Let the model classify its sample once for each of its threads, so that a request finds all of it in use."""
@@ -114,7 +115,7 @@ class Service:
         """Answer one request; nothing is raised but a cancellation."""
         began = time.perf_counter()
         request_id = f"{_ids.getrandbits(64):016x}"
-        route, target = routes.find(call.path, call.query)
+        route, target = routes.find(call.path)
         state = _State()
         try:
             answer = await self._answer(route, target, call, state)
@@ -132,9 +133,23 @@ class Service:
         if self._log.every_request or (answer.status >= 500 and self._is_news(state)):
             self._write_log(call, route, answer.status, seconds, request_id, state)
         headers = {**answer.headers, REQUEST_ID_HEADER: request_id}
-        if not state.read_whole and "connection" not in headers and call.has_body and not await call.drained():
+        if not state.read_whole and "connection" not in headers and call.has_body and not await self._drained(call):
             headers["connection"] = "close"
         return Answer(answer.body, answer.status, headers, answer.content_type)
+
+    async def _drained(self, call: Call) -> bool:
+        """Whether a body that nobody needs has come to its end; only one is waited for at a time.
+
+        The proxy counts a request until its connection is closed, and has one place more than the replica: requests
+        that are refused and never end, a key or not, shall keep nobody else out.
+        """
+        if self._draining:
+            return False
+        self._draining = True
+        try:
+            return await call.drained()
+        finally:
+            self._draining = False
 
     def _is_news(self, state: _State) -> bool:
         """Whether a failure is worth a line: of those for want of a place, one a second, which says how many."""
@@ -171,6 +186,7 @@ class Service:
             except asyncio.TimeoutError:
                 raise self._too_late() from None
         assert route.protocol is not None
+        target = routes.asked(route, target, call.query)
         with self._admission.place() as place, self._metrics.place():
             work = asyncio.ensure_future(self._classify(route.protocol, target, call, place, state))
             try:
@@ -189,12 +205,14 @@ class Service:
     async def _classify(self, protocol: Protocol, target: Target, call: Call, place: Place, state: _State) -> Answer:
         """Read, understand and answer a request for predictions."""
         deadline = time.monotonic() + self._limits.deadline_s
-        model = await self._models.get(target.name, target.version)
-        state.version = model.facts.identity.version
+        known = self._models.loaded(target.name, target.version)
         headers, limits = call.headers, self._limits
         max_bytes = protocol.max_bytes(headers, limits)
         check_declared_length(headers.get("content-length"), max_bytes)
         body = await self._read(call, max_bytes, place, state)
+        # Not before: Ray's server would take the body in while a version loads, and nobody would have counted it.
+        model = known or await self._models.get(target.name, target.version)
+        state.version = model.facts.identity.version
 
         def begin() -> Work | Answer:
             work = protocol.parse(headers, body, limits, model.facts)
@@ -237,7 +255,10 @@ class Service:
     ) -> tuple[NDArray[np.uint8], float]:
         """A picture's pixels as the model takes them, and the seconds that it took when there was memory for it."""
         size = model.facts.image_size_px
-        wanted = images.decode_bytes(source, size, self._limits.image) if isinstance(source, bytes) else 0
+        if isinstance(source, bytes):
+            wanted = images.decode_bytes(source, size, self._limits.image)
+        else:
+            wanted = images.fit_bytes(source.shape[0], source.shape[1], size)
         try:
             with self._memory.hold(wanted, deadline):
                 began = time.perf_counter()

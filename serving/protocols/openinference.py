@@ -29,6 +29,8 @@ _BINARY_TYPE = "application/octet-stream"
 _EXPECTED = 'an inference request: {"inputs": [{"name", "shape", "datatype", "data"}]}'
 _OUTPUTS = ("probabilities", "logits", "label")
 _MAX_DIMENSION = 2**31 - 1
+MAX_ID_CHARACTERS = 256
+"""Of a request's `id`, which the answer repeats: what may be as long as a body would be held again until it is read."""
 
 
 def server_metadata() -> Answer:
@@ -97,8 +99,9 @@ def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model:
     sources = _images(tensor, data, limits) if tensor.name == "image" else _pixels(tensor, data, limits)
     outputs = _wanted_outputs(value)
     identifier = value.get("id")
-    if identifier is not None and not isinstance(identifier, str):
-        raise _wrong("id must be a string", f"a JSON {base.kind_of(identifier)}")
+    if identifier is not None and not (isinstance(identifier, str) and len(identifier) <= MAX_ID_CHARACTERS):
+        received = str(len(identifier)) if isinstance(identifier, str) else f"a JSON {base.kind_of(identifier)}"
+        raise _wrong(f"id must be a string of at most {MAX_ID_CHARACTERS} characters", received)
     return Work(sources, lambda predictions: _render(predictions, outputs, identifier, model))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.errors import InputError
+from rayml.images import MAX_SIDE_PX
 from serving.limits import RequestLimits
 
 
@@ -89,6 +90,12 @@ def check_pixels(height: int, width: int, limits: RequestLimits) -> None:
     if height * width > limits.max_pixels:
         raise InputError(
             f"A picture must have at most {limits.max_pixels} pixels. Received: {height} x {width}",
+            status=413,
+            code="image_too_large",
+        )
+    if max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"A picture's sides must be at most {MAX_SIDE_PX} pixels. Received: {height} x {width}",
             status=413,
             code="image_too_large",
         )

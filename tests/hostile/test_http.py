@@ -173,15 +173,74 @@ def test_a_client_cannot_switch_the_deadline_off(live: Live) -> None:
     assert (status, json.loads(body)["error"]["code"]) == (408, "slow_body")
 
 
-def test_bodies_that_never_end_keep_no_place_after_their_answer(live: Live) -> None:
-    unfinished = _head("Content-Length: 1000", path="/nope") + b"x"
-    with _connections(live, LIMITS.max_in_flight + 1) as held:
+@pytest.mark.parametrize(("path", "status"), [("/nope", 404), ("/readyz", 405), ("/v1/models/other:predict", 404)])
+def test_bodies_that_never_end_keep_no_place_after_their_answer(live: Live, path: str, status: int) -> None:
+    unfinished = _head("Content-Length: 1000", path=path) + b"x"
+    with _connections(live, 4 * LIMITS.max_in_flight) as held:
         for connection in held:
-            assert exchange(connection, unfinished)[0] == 404
-        assert not _is_alive(live)  # The proxy waits for the rest, and has no more places.
-        for _ in range(6):
-            _trickle(held)
-        assert _is_alive(live)
+            connection.sendall(unfinished)
+            time.sleep(0.05)  # Fewer at once than there are places: each is answered at once.
+            assert _is_alive(live)
+        assert {read_response(connection)[0] for connection in held} == {status}
+        assert _is_alive(live)  # The proxy waits for the rest of all of them.
+
+
+def test_only_predictions_take_places(live: Live) -> None:
+    (replica,) = replicas(find_server(live.url).pid)
+    others = [b"GET /docs HTTP/1.1\r\nHost: a\r\n\r\n", _head("Content-Length: 1000", path="/readyz") + b"x"]
+    with _connections(live, 2 * (LIMITS.max_in_flight + 1)) as held, live.connect() as connection:
+        os.kill(replica, signal.SIGSTOP)
+        try:
+            for number, each in enumerate(held):
+                each.sendall(others[number % 2])
+            connection.sendall(_classify())
+            assert not select.select([connection], [], [], 0.5)[0]  # It has a place: it is not refused at once.
+        finally:
+            os.kill(replica, signal.SIGCONT)
+        assert read_response(connection)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/%70redict", "/v1/models/primaries%3Apredict"])
+def test_no_spelling_of_a_path_comes_past_the_proxys_count(live: Live, path: str) -> None:
+    (replica,) = replicas(find_server(live.url).pid)
+    with _connections(live, LIMITS.max_in_flight + 1) as held:
+        os.kill(replica, signal.SIGSTOP)
+        try:
+            for connection in held:
+                connection.sendall(_head("Content-Length: 2", path=path) + b"{}")
+                assert not select.select([connection], [], [], 0.2)[0]
+            assert _ask(live, _classify())[0] == 503
+        finally:
+            os.kill(replica, signal.SIGCONT)
+        for connection in held:
+            assert read_response(connection)[0] in (400, 415, 503)
+    _until(lambda: _is_alive(live))
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c", "other/1"])
+def test_an_upgrade_is_ignored(live: Live, protocol: str) -> None:
+    upgrade = [
+        "Connection: Upgrade",
+        f"Upgrade: {protocol}",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    assert _ask(live, _classify(*upgrade))[0] == 200
+    for path, wanted in (("/healthz", 200), ("/predict", 405), ("/nope", 404)):
+        with live.connect() as connection:
+            request = "\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *upgrade, "", ""]).encode()
+            status, headers, _ = exchange(connection, request)
+            assert (status, headers["content-type"]) == (wanted, "application/json")
+            # The connection goes on as it was.
+            assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["x-session-id", "X_Session-ID", "serve_multiplexed-model-id", "Serve-Multiplexed_Model_Id"]
+)
+def test_no_spelling_of_serves_own_headers_comes_through(live: Live, name: str) -> None:
+    request = _classify(f"{name}: @").replace(b"@", b"\xff")  # Ray decodes it without a guard.
+    assert _ask(live, request)[0] == 200
 
 
 def test_bodies_that_trickle_keep_nobody_out_for_long(live: Live) -> None:

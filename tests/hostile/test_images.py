@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from PIL import Image
 from rayml.errors import InputError
 from rayml.formats.common import MAX_PARTS
 from rayml.formats.jpeg import MAX_SCANS
-from rayml.images import ImageLimits, check_header, decode_bytes, load_pixels
+from rayml.images import ImageLimits, check_header, decode_bytes, fit_bytes, load_pixels
 from tests.hostile.pictures import (
     PNG_SIGNATURE,
+    REPOSITORY,
     chunk,
     coded_jpeg,
     encoded,
@@ -285,6 +288,28 @@ def test_decoding_takes_no_more_memory_than_was_said(name: str, tmp_path: Path) 
     assert peak_bytes < decode_bytes(data, 150) + 2 * MIB
     # An ordinary photo takes little beside its file, whatever its size: many are decoded side by side.
     assert (decode_bytes(data, 150) - 3 * len(data) < 4 * MIB) == (name == "photo")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize(("height", "width"), [(1, 1_000_000), (1_000_000, 1), (1_000_000, 40), (40, 1_000_000)])
+def test_resizing_takes_no_more_memory_than_was_said(height: int, width: int) -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from rayml.images import fit_pixels\n"
+        "def peak_bytes():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "fit_pixels(np.zeros((9, 9, 3), np.uint8), 150)\n"  # Loads whatever is loaded on first use.
+        "pixels = np.ones((int(sys.argv[1]), int(sys.argv[2]), 3), np.uint8)\n"
+        "before = peak_bytes()\n"
+        "fit_pixels(pixels, 150)\n"
+        "print(peak_bytes() - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(height), str(width)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    wanted = fit_bytes(height, width, 150)
+    assert wanted / 2 < int(done.stdout) < wanted + 2 * MIB
 
 
 @pytest.mark.parametrize("components", [1, 3])

@@ -132,6 +132,14 @@ def test_bodies_have_a_room_of_their_own_that_empties_again(bundle: Path) -> Non
         ("/predict?version=3&model=primaries", 200, ""),
         ("/predict?version=4", 404, "unknown_version"),
         ("/predict?model=other", 404, "unknown_model"),
+        ("/predict?version=", 404, "unknown_version"),
+        ("/predict?version", 404, "unknown_version"),
+        ("/predict?model=", 404, "unknown_model"),
+        ("/predict?other", 200, ""),
+        ("/predict?version=3é", 400, "bad_query"),
+        ("/predict?version=4" + "&other=1" * 16, 400, "bad_query"),
+        ("/predict?version=3" + "&other=1" * 15, 200, ""),
+        ("/explain?version=", 404, "unknown_version"),
     ],
 )
 def test_a_query_names_the_model(bundle: Path, path: str, status: int, code: str) -> None:

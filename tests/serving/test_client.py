@@ -14,11 +14,12 @@ import pytest
 from rayml.errors import InputError, ServerError, UsageError
 from serving.client import Client
 
+HALF = (200, b'{"label":')
 GOOD = {"label": "hat", "confidence": 1.0, "probabilities": {"hat": 1.0}, "model": {}}
 
 
 class _Scripted(ThreadingHTTPServer):
-    """Answers requests with `script` in order and remembers their bodies; None closes the connection."""
+    """Answers requests with `script` in order and remembers bodies; None and, within the answer, HALF break off."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -48,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, value = step
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("content-length", str(len(body)))
+        self.send_header("content-length", str(2 * len(body) if step is HALF else len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -86,7 +87,7 @@ def test_what_is_no_address(url: str) -> None:
         Client(url)
 
 
-@pytest.mark.parametrize("first", [None, (502, b"bad"), (503, {"error": {}}), (504, b"")])
+@pytest.mark.parametrize("first", [None, HALF, (502, b"bad"), (503, {"error": {}}), (504, b"")])
 def test_one_failure_is_tried_again(server: _Scripted, first: tuple[int, Any] | None) -> None:
     server.script = [first, (200, GOOD)]
     assert Client(server.url).predict(b"x") == GOOD
@@ -98,6 +99,13 @@ def test_two_failures_are_an_error(server: _Scripted) -> None:
     server.script = [busy, busy]
     with pytest.raises(ServerError, match="503, All places are taken"):
         Client(server.url).predict(b"x")
+
+
+def test_an_answer_that_breaks_off_twice_is_an_error(server: _Scripted) -> None:
+    server.script = [HALF, HALF]
+    with pytest.raises(ServerError, match="a connection that broke within the answer"):
+        Client(server.url).predict(b"x")
+    assert len(server.bodies) == 2
 
 
 def test_a_500_is_not_tried_again(server: _Scripted) -> None:

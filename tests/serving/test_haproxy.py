@@ -65,7 +65,17 @@ def test_haproxy_takes_the_result_and_listens_once(rays_own: str, tmp_path: Path
 def test_the_limit_on_places_is_left_out_where_it_is_not_known(rays_own: str, tmp_path: Path) -> None:
     limited = haproxy.harden(rays_own, _settings(), tmp_path)
     free = haproxy.harden(rays_own, replace(_settings(), max_in_flight=None), tmp_path)
-    assert "nbsrv,mul(5)" in limited and "be_conn" not in free
+    assert "nbsrv,mul(5)" in limited and "conn_cur" in limited and "conn_cur" not in free
+
+
+def test_all_routes_for_predictions_are_counted_and_no_others() -> None:
+    from serving import routes
+
+    paths = [*routes.FIXED, *routes.WEB, "/v1/models/a", "/v1/models/a/metadata", "/v2/models/a", "/v2/models/a/ready"]
+    paths += ["/v1/models/a:predict", "/v1/models/a/versions/3:predict", "/v2/models/a/versions/3/infer"]
+    for path in paths:
+        counted = path in haproxy.PREDICTION_PATHS or path.endswith(haproxy.PREDICTION_ENDS)
+        assert counted is (routes.find(path)[0].protocol is not None), path
 
 
 def test_the_figures_of_this_machines_replica_have_a_port(rays_own: str, tmp_path: Path) -> None:
@@ -91,7 +101,15 @@ def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:
     assert haproxy.harden(once, _settings(), tmp_path) == once
 
 
-@pytest.mark.parametrize("line", ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000"])
+def test_a_client_that_neither_sends_nor_reads_is_gone_in_a_minute(rays_own: str, tmp_path: Path) -> None:
+    config = haproxy.harden(rays_own, _settings(), tmp_path)
+    assert re.findall(r"timeout client .*", config) == ["timeout client 60s"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000", "timeout client 3600s"],
+)
 def test_a_template_that_has_changed_is_refused(rays_own: str, tmp_path: Path, line: str) -> None:
     with pytest.raises(haproxy.ConfigChanged, match="must have one"):
         haproxy.harden(rays_own.replace(line, "something else"), _settings(), tmp_path)

@@ -22,7 +22,7 @@ from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
 from serving.models import Models
-from serving.replicas import Reporter, reports
+from serving.replicas import Report, Reporter, reports
 from serving.served_model import ServedModel
 from serving.shadow import ShadowRun
 from serving.sources import BundleSource, RegistrySource
@@ -543,6 +543,17 @@ def test_a_shadow_that_agrees_may_be_live(registry: Registry, replica: Replica) 
         assert switch(registry, NAME, registry.state(NAME).with_live(2)) == 2
     assert registry.state(NAME) == State(live=2, before=(1,))
     _until(lambda: all(models._shadow is None for models in replicas))
+
+
+def test_comparisons_with_another_version_than_the_live_one_do_not_count() -> None:
+    counts = {"agreed": 5, "dropped": 0, "unreadable": 0, "live_ms": None, "shadow_ms": None, "error": None}
+    state = State(live=1, shadow=Shadow(2, 0.98))
+    replicas = [
+        Report(f"host-{live}-{version}", str(live), shadow={"live": live, "version": version, "compared": n, **counts})
+        for live, version, n in ((1, 2, 10), (3, 2, 100), (1, 4, 1000))
+    ]
+    found = agreement(state, [*replicas, Report("host-0", "1")])
+    assert found is not None and (found.compared, found.agreed) == (10, 5)
 
 
 def test_a_shadow_that_disagrees_may_not(registry: Registry, replica: Replica) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import jsonschema
@@ -18,7 +18,7 @@ from serving import routes
 from serving.app import Classifier
 from serving.docs_page import html_page
 from serving.limits import RequestLimits
-from serving.openapi import document
+from serving.openapi import document, json_page
 from tests.serving.protocols.facts import FACTS
 from tests.serving.tiny_bundle import write_tiny_bundle
 
@@ -81,6 +81,13 @@ def test_whether_a_key_is_needed_is_said_rightly() -> None:
         assert ("security" in operation) is needs_key, path
 
 
+def test_every_operation_says_that_it_may_be_late_or_refused() -> None:
+    # Pages wait for a version to load, and 503 and 504 come from the proxy, too.
+    for path, method, operation in _operations(DOCUMENT):
+        assert {"500", "502", "503", "504"} <= operation["responses"].keys(), (path, method)
+        assert "version" in operation["responses"]["503"]["description"]
+
+
 def test_operations_have_names_of_their_own() -> None:
     names = [operation["operationId"] for _, _, operation in _operations(DOCUMENT)]
     assert len(names) == len(set(names))
@@ -122,6 +129,13 @@ def test_the_service_takes_the_examples_and_answers_as_described(classifier: Cla
                 _validate(json.loads(bytes(response.body)), said["content"][media_type]["schema"], described)
                 answered += 1
     assert answered > 20
+
+
+def test_the_pages_are_made_once_for_a_model() -> None:
+    other = replace(FACTS, classes=("hat", "coat"))
+    for page in (json_page, html_page):
+        assert page(FACTS, RequestLimits()) is page(replace(FACTS), RequestLimits())
+        assert page(other, RequestLimits()).body != page(FACTS, RequestLimits()).body
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:

@@ -338,6 +338,25 @@ def test_an_answer_before_the_body_waits_a_moment_for_the_rest(
         assert (answer.status, answer.headers.get("connection") == "close") == (404, closed)
 
 
+def test_only_one_unfinished_body_is_waited_for_at_a_time(model: ServedModel) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    service = _service(model)
+    call = Call("POST", "/nope", b"", {"content-length": "9"}, never)
+
+    async def ask() -> None:
+        for _ in range(2):  # The second time the place has come back.
+            first = asyncio.create_task(service.answer(call))
+            await asyncio.sleep(0)
+            others = await asyncio.wait_for(asyncio.gather(service.answer(call), service.answer(call)), 0.5)
+            assert not first.done()
+            assert {answer.headers["connection"] for answer in (*others, await first)} == {"close"}
+
+    asyncio.run(ask())
+
+
 def test_requests_are_counted_by_route_and_not_by_what_strangers_send(model: ServedModel) -> None:
     service = _service(model)
     _ask(
@@ -493,6 +512,33 @@ def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
     assert seen == [most]
 
 
+def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, wanted = _service(model), []
+    real = service._memory.hold
+
+    def hold(size: int, until: float) -> Any:
+        wanted.append(size)
+        return real(size, until)
+
+    monkeypatch.setattr(service._memory, "hold", hold)
+    size = model.facts.image_size_px
+    for height in (size, 5000):
+        pixels = bytes(3 * height * size)
+        tensor = {
+            "name": "pixels",
+            "shape": [1, height, size, 3],
+            "datatype": "UINT8",
+            "parameters": {"binary_data_size": len(pixels)},
+        }
+        text = json.dumps({"inputs": [tensor]}).encode()
+        length = {"inference-header-content-length": str(len(text)), "content-type": "application/octet-stream"}
+        (answer,) = _ask(service, _call("/v2/models/primaries/infer", text + pixels, **length))
+        assert answer.status == 200
+    assert wanted[0] == 0 and wanted[1] > 4 * 5000 * size + 16 * 5000
+
+
 def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     real, go = model.decode, threading.Event()
 
@@ -549,5 +595,51 @@ def test_a_version_that_loads_for_too_long_is_504(
 
     service = _service(model, deadline_s=0.1)
     monkeypatch.setattr(service._models, "get", load)
+    monkeypatch.setattr(service._models, "loaded", lambda *_: None)
     (answer,) = _ask(service, _call(path, RED if method == "POST" else None, method))
     assert answer.status == 504 and b"There was no answer within 0.1 seconds." in answer.body
+
+
+def test_while_a_version_loads_its_requests_bodies_are_counted(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _service(model)
+    held: list[int] = []
+
+    async def load(*_: object) -> ServedModel:
+        held.append(service._admission.buffered_bytes)
+        return model
+
+    monkeypatch.setattr(service._models, "get", load)
+    call = _call("/predict", RED)
+    (answer,) = _ask(service, Call(call.method, call.path, b"version=9", call.headers, call.body))
+    assert (answer.status, held, service._admission.buffered_bytes) == (200, [len(RED)], 0)
+
+
+def test_only_requests_for_predictions_have_a_use_for_a_query(model: ServedModel) -> None:
+    for path in ("/healthz", "/", "/v2/models/primaries"):
+        (answer,) = _ask(_service(model), Call("GET", path, "é=".encode() + b"&" * 20, {}, _call(path).body))
+        assert answer.status == 200
+
+
+def test_an_unknown_model_is_404_before_its_body_is_read(model: ServedModel) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    for query in (b"model=other", b"version=007"):
+        (answer,) = _ask(_service(model), Call("POST", "/predict", query, {"content-type": "image/png"}, unread))
+        assert answer.status == 404
+
+
+def test_metrics_are_gathered_beside_the_event_loop(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, real = _service(model), Metrics.page
+    threads: list[threading.Thread] = []
+
+    def page(metrics: Metrics) -> Answer:
+        threads.append(threading.current_thread())
+        return real(metrics)
+
+    monkeypatch.setattr(Metrics, "page", page)
+    (answer,) = _ask(service, _call("/metrics", method="GET"))
+    assert answer.status == 200 and threads and threads[0] is not threading.current_thread()

@@ -147,6 +147,7 @@ def test_tensors_that_are_refused(tensor: dict[str, Any]) -> None:
         ({"inputs": [_image()], "outputs": [{"name": "label"}, {"name": "label"}]}, "bad_tensor"),
         ({"inputs": [_image()], "outputs": ["label"]}, "bad_tensor"),
         ({"inputs": [_image()], "id": 7}, "bad_tensor"),
+        ({"inputs": [_image()], "id": "é" * 257}, "bad_tensor"),
         ({"inputs": [_image(shape=[0], data=[])]}, "wrong_count"),
         ({"inputs": [_image(shape=[10_000], data=["eA=="] * 10_000)]}, "wrong_count"),
         ({"inputs": [_image(data=["?", "eA=="])]}, "bad_base64"),
@@ -160,6 +161,11 @@ def test_requests_that_are_refused(value: object, code: str) -> None:
     with pytest.raises(InputError) as caught:
         _parse(value)
     assert (caught.value.status, caught.value.code) == (400, code)
+
+
+def test_an_identifier_at_its_limit_is_repeated() -> None:
+    answer = _parse({"inputs": [_image()], "id": "é" * 256}).render(PREDICTIONS)
+    assert json.loads(answer.body)["id"] == "é" * 256
 
 
 def test_a_long_string_among_short_ones_takes_no_memory_for_each() -> None:
@@ -204,6 +210,15 @@ def test_too_large_a_picture_is_413() -> None:
         with pytest.raises(InputError) as caught:
             _parse({"inputs": [tensor]})
         assert caught.value.status == 413
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1_000_001, 3), (1, 1_000_001, 1, 3)])
+def test_too_long_a_side_is_413(shape: tuple[int, ...]) -> None:
+    data = bytes(3 * 1_000_001)
+    text = json.dumps({"inputs": [_as_binary(_pixels(shape=list(shape)), data)]}).encode()
+    with pytest.raises(InputError, match="sides must be at most 1000000 pixels") as caught:
+        protocol.parse({protocol.HEADER_LENGTH: str(len(text))}, text + data, RequestLimits(), FACTS)
+    assert (caught.value.status, caught.value.code) == (413, "image_too_large")
 
 
 def test_what_is_said_of_server_and_model() -> None:
