@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayml.bundle_json import RECORD
+from rayml.errors import DataError
 from rayml.evaluation import scores
 from rayml.metrics import wilson_interval
-from rayml.predictions import Predictions
+from rayml.predictions import PREDICTIONS_FILE, Predictions
 from rayml.report.run import Run, Trial, rank
 
 MAX_TABLE_CLASSES = 300
@@ -164,11 +166,28 @@ def _accuracy(trial: Trial) -> float:
 
 
 def metrics(run: Run) -> Mapping[str, Any]:
-    """What `rayml.evaluation.scores` says of the winner: from its answers, else as the bundle recorded it."""
-    if run.predictions is not None and run.bundle is not None:
+    """What `rayml.evaluation.scores` says of the winner: from its answers, else as the bundle recorded it.
+
+    Raises:
+        DataError: the bundle recorded something else, as one that somebody else wrote may.
+    """
+    if run.bundle is None:
+        return {}
+    if run.predictions is not None:
         found = run.predictions
         return scores(found.logits, found.labels, found.classes, run.bundle.temperature)
-    return run.bundle.metrics if run.bundle is not None else {}
+    recorded = run.bundle.metrics
+    try:
+        shown = [recorded[name] for name in ("ece", "ece_uncalibrated") if "ece" in recorded]
+        shown += [figure for _, *figures in classes_table(recorded) for figure in figures]
+        sum(shown)  # They are numbers.
+        confused_pairs(recorded, run.bundle.classes)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        raise DataError(
+            f"metrics of {RECORD} must be those that a search writes. Received: others",
+            f"Without {PREDICTIONS_FILE} they are all there is of the winner.",
+        ) from None
+    return recorded
 
 
 def classes_table(figures: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rayml.errors import DataError
 from rayml.report import facts
 from rayml.report.run import Epoch, Run, Trial, read_run
 from tests.rayml.report import made
@@ -70,6 +73,32 @@ def test_the_figures_are_those_of_the_bundle(run: Run) -> None:
     assert run.bundle is not None
     assert facts.metrics(run) == run.bundle.metrics
     assert facts.metrics(run)["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"per_class": None},
+        {"per_class": {"hat": {"precision": "high", "recall": 0.5, "n": 4}}},
+        {"per_class": {}},
+        {"confusion": [[1, 2], "none"]},
+        {"ece": 0.1, "ece_uncalibrated": None},
+    ],
+)
+def test_a_bundle_of_another_maker_is_refused_where_its_figures_would_be_shown(
+    run: Run, strange: dict[str, Any]
+) -> None:
+    assert run.bundle is not None
+    recorded = {**run.bundle.metrics, **strange}
+    alone = replace(run, predictions=None, bundle=replace(run.bundle, metrics=recorded))
+    with pytest.raises(DataError, match="must be those that a search writes"):
+        facts.metrics(alone)
+
+
+def test_a_bundle_without_figures_shows_none(run: Run) -> None:
+    assert run.bundle is not None
+    alone = replace(run, predictions=None, bundle=replace(run.bundle, metrics={"accuracy": 0.5}))
+    assert facts.classes_table(facts.metrics(alone)) == []
 
 
 def test_pairs_are_counted_from_the_confusion() -> None:
