@@ -29,7 +29,7 @@ from rayml.errors import RaymlError, UsageError
 
 BUCKET_SCHEMES = ("s3", "gs")
 _COPY_BYTES = 1 << 22
-_MARK = "mark"
+_MARK = "mark-"
 _LOCKS = 64  # Files for all names together, since one that is taken away could not be waited for.
 _FULL_HINT = (
     "Free some space, or name another folder: --cache (or RAYML_CACHE), --storage-path; finished features are kept."
@@ -78,28 +78,28 @@ class Store(ABC):
             RaymlError: the storage cannot be read.
         """
 
-    def mark(self) -> bytes:
-        """Leave something here that `check_mark` knows again.
+    def mark(self) -> str:
+        """Leave a file here by whose name `check_mark` knows this storage; one that is here already serves as well.
 
         Raises:
-            RaymlError: as `put` and `peek`.
+            RaymlError: as `sizes` and `put`.
         """
-        mark = self.peek(_MARK) or uuid.uuid4().bytes
-        self.put(_MARK, [mark])
+        mark = min((name for name in self.sizes() if name.startswith(_MARK)), default=f"{_MARK}{uuid.uuid4().hex}")
+        self.put(mark, [b""])
         return mark
 
-    def check_mark(self, mark: bytes) -> None:
+    def check_mark(self, mark: str) -> None:
         """Make sure, on another machine, that this is the storage with that mark and that it can be written.
 
         Raises:
             RaymlError: it is not, e.g. a folder that is not mounted there, or it cannot.
         """
-        if self.peek(_MARK) != mark:
+        if self.peek(mark) is None:
             raise RaymlError(
                 f"{self} must be the same place on every machine. Received: another one, or nothing",
                 "Is it mounted there, by the same path? A bucket (s3://, gs://) need not be.",
             )
-        self.put(_MARK, [mark])
+        self.put(mark, [b""])
 
 
 class FolderStore(Store):

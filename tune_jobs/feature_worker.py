@@ -58,7 +58,7 @@ class FeatureWorker:
         self._batch = max(1, min(GPU_BATCH if spec else CPU_BATCH, fitting))
         self._engine: Engine | None = None
 
-    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32], mark: bytes = b"") -> str:
+    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32], mark: str = "") -> str:
         """Make the backbone ready and prove that it computes here what it computes elsewhere.
 
         Arguments:

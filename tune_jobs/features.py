@@ -238,7 +238,7 @@ class _Crew:
         pictures, expected = backbone.golden()
         pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
         # Once into Ray's object store, from where each node takes them once.
-        mark = bank.store.mark() if shared else b""
+        mark = bank.store.mark() if shared else ""
         self._needed = [ray.put(needed) for needed in (backbone.graph(), pixels, expected, mark)]
         for slot in slots:
             self._start(slot)

@@ -148,6 +148,18 @@ def test_a_mark_is_known_on_another_machine(root: str, tmp_path: Path) -> None:
         open_store(root, "unmarked", tmp_path / "here").check_mark(mark)
 
 
+def test_two_that_mark_at_once_know_both_marks(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (open_store(root, "marked", tmp_path / cache) for cache in ("here", "there"))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(here), "sizes", lambda _: {})  # Neither sees the other's yet.
+        marks = [here.mark(), there.mark()]
+    assert len({*marks}) == 2
+    for store in (here, there):
+        for mark in marks:
+            store.check_mark(mark)
+        assert store.mark() == min(marks)
+
+
 @pytest.fixture
 def s3_unreachable(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # The discard port.

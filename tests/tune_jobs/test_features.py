@@ -254,7 +254,7 @@ def test_workers_that_always_die_end_the_pass(run: Pass, photos: Path, monkeypat
 class Crooked(FeatureWorker):
     """A machine whose engine computes something else."""
 
-    def load(self, graph: bytes, pictures: Any, expected: Any, mark: bytes = b"") -> str:
+    def load(self, graph: bytes, pictures: Any, expected: Any, mark: str = "") -> str:
         return super().load(graph, pictures, expected * 1.01, mark)
 
 
