@@ -49,6 +49,7 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
+    deadline_s = int(settings.limits.deadline_s)
     proxy = haproxy.ProxySettings(
         binary=get_haproxy_binary(),
         host=settings.host,
@@ -56,9 +57,9 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         max_body_bytes=settings.limits.max_body_bytes,
         retry_after_s=settings.limits.retry_after_s,
         max_in_flight=settings.limits.max_in_flight,
+        silent_client_s=deadline_s + 30,
     )
     *replica_ports, metric_port, fallback_port = _port_block()
-    deadline_s = settings.limits.deadline_s
     return {
         "PYTHONPATH": python_path(_hide_packages(folder)),
         # A replica that is killed while it loads a model leaves the model's weights there; they go with the folder.
@@ -98,9 +99,8 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # One of its threads passes on thousands of requests a second; where cores are few, a second one is in the way.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, 1 + usable_cores() // 8)),
-        # Seconds without a byte before a connection is closed; the replica's own deadlines come first.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(deadline_s) + 30),
-        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(2 * int(deadline_s) + 30),
+        # Seconds without a byte from a replica before its connection is closed; its own deadlines come first.
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(2 * deadline_s + 30),
         "DASHBOARD_METRIC_PORT": str(metric_port),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_ports[0]),

@@ -27,9 +27,9 @@ _SETTINGS_FILE = "proxy.json"
 _PR_SET_PDEATHSIG = 1
 # Seconds for a request line and headers; the body has the replica's own deadline.
 _SLOW_HEADERS_S = 10
-# Seconds without a byte from a client that has to send or to read; one that waits for its answer may take longer.
-_SILENT_CLIENT_S = 60
 _BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
+_READS = "{ method GET HEAD }"
+_HAS_LENGTH, _HAS_PIECES = "{ req.hdr_val(content-length) gt 0 }", "{ req.hdr_cnt(transfer-encoding) gt 0 }"
 # What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
 PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
 PREDICTION_ENDS = (":predict", "/infer")
@@ -72,6 +72,8 @@ class ProxySettings:
         max_in_flight: predictions that one replica holds at once. What comes beyond the places of all replicas is
             refused here, which takes none of their time; None leaves every refusal to them.
         metrics_port: where the figures of this machine's own replica can be read, while there is one; None for nowhere.
+        silent_client_s: without a byte from a client that has to send or to read; one that waits for its answer may
+            take longer. More than the replicas' deadline, so that they say what was too slow.
     """
 
     binary: str
@@ -81,6 +83,7 @@ class ProxySettings:
     retry_after_s: int
     max_in_flight: int | None = None
     metrics_port: int | None = None
+    silent_client_s: int = 60
 
 
 def install(folder: Path, settings: ProxySettings) -> Path:
@@ -124,7 +127,7 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     config = _once(r"\nlisten stats\n(?:  .*\n)+", "\n", config)
     config = re.sub(r"\n    errorfile \d+ \S+", "", config)
     # Ray's is an hour, for which an upload that stopped, or an answer that nobody reads, would hold a connection.
-    config = _once(r"\n    timeout client \S+\n", f"\n    timeout client {_SILENT_CLIENT_S}s\n", config)
+    config = _once(r"\n    timeout client \S+\n", f"\n    timeout client {settings.silent_client_s}s\n", config)
     pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
     config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
     bind = _bind(settings.host, settings.port)
@@ -144,12 +147,16 @@ def _rules(settings: ProxySettings) -> str:
     too_much = f"{{ req.hdr_val(content-length) gt {settings.max_body_bytes} }}"
     too_long = f"The body must be at most {settings.max_body_bytes} bytes."
     two_lengths = "Content-Length and Transfer-Encoding exclude each other."
+    no_body = "GET and HEAD must be without a body."
     lines = [
         # The clients of these routes expect an error that is a string.
         "http-request set-var(txn.plain) bool(true) if { path_beg /v1/ /v2/ } || { path /v2 }",
         # Two lengths for one body are how requests are smuggled (RFC 9112, section 6.1).
         *_either("http-request", 400, "bad_request", two_lengths, condition=_BOTH_LENGTHS),
         *_either("http-request", 413, "body_too_large", too_long, condition=too_much),
+        # It means nothing (RFC 9110, section 9.3.1), and a replica would hold it without counting it.
+        *_either("http-request", 400, "bad_request", no_body, condition=f"{_READS} {_HAS_LENGTH}"),
+        *_either("http-request", 400, "bad_request", no_body, condition=f"{_READS} {_HAS_PIECES}"),
         # By these a client would switch off Serve's timeout and its watch for clients that are gone.
         "http-request del-header x-request-timeout-seconds",
         "http-request del-header x-request-disconnect-disabled",

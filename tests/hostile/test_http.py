@@ -61,6 +61,22 @@ def test_both_lengths_are_refused(live: Live) -> None:
     assert _ask(live, request)[0] == 400
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models/clothing", "/v2/health/ready"])
+@pytest.mark.parametrize(
+    ("header", "body"), [("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")]
+)
+def test_a_question_with_a_body_is_refused(live: Live, path: str, header: str, body: bytes) -> None:
+    with live.connect() as connection:
+        status, headers, said = exchange(
+            connection, f"GET {path} HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n".encode() + body
+        )
+    error = json.loads(said)["error"]
+    assert (status, headers["content-type"]) == (400, "application/json")
+    assert (error if path.startswith("/v") else error["message"]) == "GET and HEAD must be without a body."
+    with live.connect() as connection:
+        assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")[0] == 200
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from rayml.errors import ServerError
 from serving import environment
 from serving.config import ServeSettings
+from serving.limits import RequestLimits
 
 
 def test_a_free_port_is_one_that_no_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +58,8 @@ def test_what_a_killed_replica_leaves_goes_with_the_run(tmp_path: Path) -> None:
     variables = {**os.environ, **environment.variables(tmp_path, ServeSettings())}
     left = subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout.strip()
     assert Path(left).parent == tmp_path
+
+
+def test_the_proxy_waits_longer_for_a_client_than_the_deadline(tmp_path: Path) -> None:
+    environment.variables(tmp_path, ServeSettings(limits=RequestLimits(deadline_s=120.5)))
+    assert json.loads((tmp_path / "proxy.json").read_text())["silent_client_s"] == 150

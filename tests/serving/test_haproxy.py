@@ -106,6 +106,11 @@ def test_a_client_that_neither_sends_nor_reads_is_gone_in_a_minute(rays_own: str
     assert re.findall(r"timeout client .*", config) == ["timeout client 60s"]
 
 
+def test_a_longer_deadline_leaves_a_client_longer(rays_own: str, tmp_path: Path) -> None:
+    config = haproxy.harden(rays_own, replace(_settings(), silent_client_s=150), tmp_path)
+    assert re.findall(r"timeout client .*", config) == ["timeout client 150s"]
+
+
 @pytest.mark.parametrize(
     "line",
     ["mode 666 level admin", "listen stats", "frontend prometheus", "bind 127.0.0.1:8000", "timeout client 3600s"],
