@@ -37,7 +37,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,18 +47,16 @@ import rayml.errors
 from rayml.bundle import Bundle
 from rayml.cores import usable_cores
 from rayml.errors import RaymlError, ServerError, UsageError, install_hint
-from rayml.predictor import GOLDEN_TOLERANCE
 from rayml.registry import Registry, State
 from serving import environment, processes
 from serving.client import Client
 from serving.config import ServeSettings
+from serving.first_answer import await_right_answer
 from serving.keys import read_keys
 from serving.log import LogReader
 from serving.scheduling import in_background
 from serving.servers import noted
 
-# From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
-_FIRST_ANSWER_TIMEOUT_S = 60.0
 # Serve and Ray end within 4 s; after this the remaining processes are killed.
 _END_GRACE_S = 15.0
 # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
@@ -111,7 +108,7 @@ class Server:
             with in_background():
                 models, name = self._start(opened)
             client = Client(self.url, timeout_s=5.0, api_key=keys[0] if keys else None)
-            _await_right_answer(client, opened, lambda: live_bundle(models, name))
+            await_right_answer(client, opened, lambda: live_bundle(models, name))
             try:
                 self._notes.enter_context(noted(self.url, models, name))
             except ServerError as error:  # It answers all the same.
@@ -355,38 +352,6 @@ def check_address_free(settings: ServeSettings) -> None:
             f"{settings.host}:{settings.port} must be a free address. Received: {error.strerror}",
             "Choose another with --port or --host, or end the program that listens there.",
         ) from error
-
-
-def _await_right_answer(client: Client, bundle: Bundle, live: Callable[[], Bundle]) -> None:
-    """Send a golden picture until the answer is the bundle's own, or that of the one that is live by then."""
-    deadline = time.monotonic() + _FIRST_ANSWER_TIMEOUT_S
-    while True:
-        labels = _golden_labels(bundle)
-        try:
-            answer = client.predict(bundle.golden.pictures[0])
-        except RaymlError as error:
-            if time.monotonic() > deadline:
-                raise ServerError(f"The server must answer. Received: {error.message}") from error
-            time.sleep(0.05)
-            continue
-        label, digest = answer["label"], answer["model"]["bundle"]
-        if digest == bundle.digest and label in labels:
-            return
-        if digest == bundle.digest or time.monotonic() > deadline:
-            raise ServerError(
-                f"The server must answer a golden picture with {' or '.join(labels)} of {bundle.digest}. "
-                f"Received: {label} of {digest}"
-            )
-        time.sleep(0.05)
-        bundle = live()  # Another version may have been promoted since.
-
-
-def _golden_labels(bundle: Bundle) -> list[str]:
-    """The answers to the first golden picture that are right: as in `Predictor.check_golden`, a tie has several."""
-    logits = bundle.golden.logits
-    behind = logits[0].max() - logits[0]
-    near = behind <= GOLDEN_TOLERANCE * max(1.0, float(abs(logits).max()))
-    return [label for label, right in zip(bundle.record.classes, near, strict=True) if right]
 
 
 def _stop_at_end_of_input() -> None:

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import requests
@@ -206,45 +205,6 @@ def test_a_ray_that_a_busy_machine_starts_late(
     with contextlib.nullcontext() if late < starts else pytest.raises(Exception, match=reason):
         run._start_ray(tmp_path)
     assert [(one["_node_ip_address"], one["_temp_dir"]) for one in calls] == [("127.0.0.1", str(tmp_path))] * starts
-
-
-class _Answers:
-    """A client whose server answers a golden picture with a label and a bundle."""
-
-    def __init__(self, label: str, bundle: str) -> None:
-        self._answer = {"label": label, "model": {"bundle": bundle}}
-
-    def predict(self, _picture: bytes) -> dict[str, Any]:
-        return self._answer
-
-
-def test_another_version_that_is_live_by_the_first_answer_is_right_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (Bundle.open(write_tiny_bundle(tmp_path / str(t), temperature=float(t))) for t in (1, 2))
-    label = first.record.classes[int(first.golden.logits[0].argmax())]
-
-    def wait(label: str, bundle: str, live: Bundle) -> None:
-        run._await_right_answer(cast(Client, _Answers(label, bundle)), first, lambda: live)
-
-    wait(label, first.digest, first)
-    wait(label, second.digest, second)  # Promoted while the server started.
-    with pytest.raises(ServerError, match="answer a golden picture"):
-        wait("another", first.digest, first)
-    monkeypatch.setattr(run, "_FIRST_ANSWER_TIMEOUT_S", 0.2)
-    with pytest.raises(ServerError, match="answer a golden picture"):
-        wait(label, "another", first)
-
-
-def test_either_class_of_a_tie_is_a_right_first_answer(tmp_path: Path) -> None:
-    bundle = Bundle.open(write_tiny_bundle(tmp_path / "b"))
-    logits = bundle.golden.logits.copy()
-    logits[0] = [3.0, 3.0005, 2.0]
-    tied = replace(bundle, golden=replace(bundle.golden, logits=logits))
-    for label in bundle.record.classes[:2]:
-        run._await_right_answer(cast(Client, _Answers(label, bundle.digest)), tied, lambda: tied)
-    with pytest.raises(ServerError, match="with blue or green of"):
-        run._await_right_answer(cast(Client, _Answers("red", bundle.digest)), tied, lambda: tied)
 
 
 def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_note_that_cannot_be_left_is_said_and_ends_no_server(
     (tmp_path / "rayml").mkdir(mode=0o755)
     monkeypatch.delitem(sys.modules, "ray.serve", raising=False)  # Another test may have imported it.
     monkeypatch.setattr(run.Server, "_start", lambda *_: (tmp_path / "models", "primaries"))
-    monkeypatch.setattr(run, "_await_right_answer", lambda *_: None)
+    monkeypatch.setattr(run, "await_right_answer", lambda *_: None)
     for folder in (tmp_path / "file", tmp_path, tmp_path / "full"):
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
         if folder.name == "full":
