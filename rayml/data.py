@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rayml.errors import DataError, UsageError
 from rayml.folders import FolderReader, entries, kind, shown
+from rayml.progress import Progress
 
 TRAIN, VALIDATION, EVALUATION = "train", "validation", "evaluation"
 
@@ -132,7 +133,9 @@ class UnreadablePictures(DataError):
         return UnreadablePictures, (self.reasons, self.total, self.hint)
 
 
-def scan(root: Path | str, validation_fraction: float | None = None, seed: int = 1) -> Manifest:
+def scan(
+    root: Path | str, validation_fraction: float | None = None, seed: int = 1, progress: Progress | None = None
+) -> Manifest:
     """Read a folder of photos to learn from.
 
     Arguments:
@@ -141,6 +144,7 @@ def scan(root: Path | str, validation_fraction: float | None = None, seed: int =
             bytes fall into one split, whatever their names, their order or even their labels. None: DATA/validation
             holds it.
         seed: which of the possible splits.
+        progress: where to show reading that takes long; nowhere when left out.
 
     Raises:
         DataError: there is nothing, or too little, to learn from; the message names the folder or file.
@@ -148,7 +152,7 @@ def scan(root: Path | str, validation_fraction: float | None = None, seed: int =
     """
     root = _existing(root)
     if validation_fraction is None:
-        return _scan_two_folders(root)
+        return _scan_two_folders(root, progress)
     if not 0 < validation_fraction < 1:
         raise UsageError(f"the validation fraction must lie between 0 and 1. Received: {validation_fraction}")
     if kind(root / VALIDATION) == "folder":
@@ -157,7 +161,7 @@ def scan(root: Path | str, validation_fraction: float | None = None, seed: int =
             f"{validation_fraction}",
             "Leave out --validation-fraction, or move the validation folder away.",
         )
-    reader = FolderReader(root)
+    reader = FolderReader(root, progress)
     inner = root / TRAIN
     # A class may be called "train": as a split's folder it holds folders.
     nested = kind(inner) == "folder" and any(kind(entry) == "folder" for entry in entries(inner))
@@ -172,18 +176,19 @@ def scan(root: Path | str, validation_fraction: float | None = None, seed: int =
     return manifest
 
 
-def scan_labelled(root: Path | str, classes: Sequence[str]) -> Manifest:
+def scan_labelled(root: Path | str, classes: Sequence[str], progress: Progress | None = None) -> Manifest:
     """Read a folder of class folders to evaluate on, as the split "evaluation".
 
     Arguments:
         root: holds one folder for each class; a class without a folder is fine.
         classes: in the order of the model's outputs.
+        progress: as of `scan`.
 
     Raises:
         DataError: there are no photos, or a folder is none of the classes.
     """
     root = _existing(root)
-    reader = FolderReader(root)
+    reader = FolderReader(root, progress)
     unknown = sorted(entry.name for entry in entries(root) if kind(entry) == "folder" and entry.name not in classes)
     if unknown:
         hint = f"Point to a folder of class folders, for example {root / unknown[-1]}."
@@ -216,8 +221,8 @@ def read_photo(path: Path, sha256: str) -> bytes:
     return data
 
 
-def _scan_two_folders(root: Path) -> Manifest:
-    reader = FolderReader(root)
+def _scan_two_folders(root: Path, progress: Progress | None) -> Manifest:
+    reader = FolderReader(root, progress)
     train, validation = root / TRAIN, root / VALIDATION
     if kind(train) != "folder":
         found = [entry.name + "/" * (kind(entry) == "folder") for entry in entries(root)]

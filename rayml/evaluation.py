@@ -74,7 +74,7 @@ def evaluate(predictor: Predictor, folder: Path, progress: Progress) -> dict[str
         UnreadablePictures: there are some.
     """
     record = predictor.bundle.record
-    manifest = scan_labelled(folder, record.classes)
+    manifest = scan_labelled(folder, record.classes, progress)
     photos = manifest.split(EVALUATION)
     labels = [record.classes.index(photo.label) for photo in photos]
     unreadable: dict[str, str] = {}

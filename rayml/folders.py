@@ -9,18 +9,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from rayml.bundle_json import MAX_NAME_CHARACTERS
 from rayml.errors import DataError
+from rayml.pool import few_at_a_time
+from rayml.progress import Progress
 
 # What ext4 puts into the root of a new volume, for root alone.
 LOST_AND_FOUND = "lost+found"
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 _READ_BYTES = 2**20  # Hashing in pieces of 1 MiB keeps memory flat for files of any size.
+_READERS = 8  # Files at once.
 _SHOWN_NAMES = 8  # Enough names in a message to see what is wrong.
 _LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -32,10 +36,12 @@ class FolderReader:
 
     Arguments:
         root: what all names in the results are relative to.
+        progress: where to show reading that takes long; nowhere when left out.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, progress: Progress | None = None) -> None:
         self.root = root
+        self._progress = progress or Progress(quiet=True)
         self._ignored: set[str] = set()
 
     @property
@@ -53,15 +59,25 @@ class FolderReader:
         Raises:
             DataError: a folder or photo cannot be read, or a class has a name that cannot be shown.
         """
-        found: dict[str, list[tuple[str, str]]] = {}
+        found: dict[str, list[Path]] = {}
         for class_folder in entries(folder):
             if kind(class_folder) != "folder":
                 self.ignore([class_folder])
                 continue
             paths = entries(class_folder)
-            photos = [path for path in paths if is_photo(path)]
+            found[_label(class_folder)] = photos = [path for path in paths if is_photo(path)]
             self.ignore(set(paths) - set(photos))
-            found[_label(class_folder)] = [(self._relative(path), sha256_of(path)) for path in photos]
+        digests = iter(self._digests(folder, [path for photos in found.values() for path in photos]))
+        return {label: [(self._relative(path), next(digests)) for path in photos] for label, photos in found.items()}
+
+    def _digests(self, folder: Path, paths: Sequence[Path]) -> list[str]:
+        """The sha256 of each, several files at a time: a disk of the network makes each of them wait."""
+        found: list[str] = []
+        bar = self._progress.bar(f"reading {printable(folder.name)}", len(paths), "photos", lasting=False)
+        with ThreadPoolExecutor(_READERS) as pool, bar as advance:
+            for digest in few_at_a_time(pool, sha256_of, paths):
+                found.append(digest)
+                advance()
         return found
 
     def _relative(self, path: Path) -> str:

@@ -35,7 +35,7 @@ class Progress:
         self._console.print(line, markup=False)
 
     @contextmanager
-    def bar(self, what: str, total: int, unit: str, even: bool = True) -> Iterator[Advance]:
+    def bar(self, what: str, total: int, unit: str, even: bool = True, lasting: bool = True) -> Iterator[Advance]:
         """Show a piece of work of a known size.
 
         Arguments:
@@ -43,13 +43,14 @@ class Progress:
             total: how many `unit`s it has.
             unit: what is counted, in the plural.
             even: each takes about as long, so that the time left follows from those that are done.
+            lasting: it stays to be read when the work is done; otherwise only work that takes long is seen at all.
         """
         show = self._bar if self._console.is_terminal else self._lines
-        with show(what, total, unit, even) as advance:
+        with show(what, total, unit, even, lasting) as advance:
             yield advance
 
     @contextmanager
-    def _bar(self, what: str, total: int, unit: str, even: bool) -> Iterator[Advance]:
+    def _bar(self, what: str, total: int, unit: str, even: bool, lasting: bool) -> Iterator[Advance]:
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=40 if even else 10),
@@ -58,7 +59,7 @@ class Progress:
             rich.progress.TextColumn("{task.fields[note]}", table_column=rich.table.Column(no_wrap=False)),
         )
         start = time.monotonic()
-        with rich.progress.Progress(*columns, console=self._console) as bars:
+        with rich.progress.Progress(*columns, console=self._console, transient=not lasting) as bars:
             task = bars.add_task(what, total=total, rate="", note="")
 
             def advance(count: int = 1, note: str = "") -> None:
@@ -69,7 +70,7 @@ class Progress:
             yield advance
 
     @contextmanager
-    def _lines(self, what: str, total: int, unit: str, even: bool) -> Iterator[Advance]:
+    def _lines(self, what: str, total: int, unit: str, even: bool, lasting: bool) -> Iterator[Advance]:
         start = said = time.monotonic()
         done = 0
 
@@ -77,7 +78,7 @@ class Progress:
             nonlocal done, said
             done += count
             now = time.monotonic()
-            if now - said >= LINE_EVERY_S or done == total:
+            if now - said >= LINE_EVERY_S or (lasting and done == total):
                 said = now
                 rate = done / max(now - start, 1e-9)
                 pace = f", {rate:.1f} {unit}/s" if even else ""

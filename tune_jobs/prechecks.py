@@ -87,7 +87,7 @@ def _check_keras(settings: SearchSettings) -> None:
 
 def _scan(settings: SearchSettings, stages: Stages, progress: Progress) -> Manifest:
     with stages.stage("data") as said:
-        manifest = scan(settings.data, settings.validation_fraction, settings.seed)
+        manifest = scan(settings.data, settings.validation_fraction, settings.seed, progress)
         said.append(_in_one_line(manifest))
         found = in_one_line(quick_check(manifest))
     if found:

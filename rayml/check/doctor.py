@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rayml.check.findings import Finding, Report, worst_first
 from rayml.check.layout import Place, balance, read_layout
-from rayml.check.pictures import Look, few_at_a_time, header_findings, look_at_all
+from rayml.check.pictures import Look, header_findings, look_at_all
 from rayml.check.suspects import suspect_labels
 from rayml.check.twins import exact_findings, exact_groups, near_findings
 from rayml.data import Manifest
+from rayml.pool import few_at_a_time
 from rayml.predictor import Predictor
 from rayml.progress import Progress
 

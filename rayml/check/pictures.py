@@ -10,12 +10,10 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from rayml.errors import DataError, InputError
 from rayml.folders import sha256_of
 from rayml.formats import ImageHeader, strip
 from rayml.images import DEFAULT_LIMITS, check_header, decode_bytes, load_pixels
+from rayml.pool import few_at_a_time
 from rayml.progress import Advance
 
 TINY_SIDE_PX = 64  # Every backbone looks at more than that: what it sees of the picture is interpolated.
@@ -41,10 +40,7 @@ _HEADER_BYTES = (
 )  # EXIF, its thumbnail and a colour profile fit in; a picture without a header by then is read whole.
 _HEAVY_BYTES = 64 * 2**20  # Pictures that take more to decode are decoded one at a time.
 _SUFFIXES = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",)}
-_IN_FLIGHT = 256  # Results that wait at most: enough to keep every core busy.
 _heavy = threading.Lock()
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +76,6 @@ def look_at_all(root: Path, paths: Sequence[str], advance: Advance) -> Iterator[
         for seen in few_at_a_time(pool, lambda path: look(root, path), paths):
             advance()
             yield seen
-
-
-def few_at_a_time(
-    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[_Result]:
-    """`pool.map`, which takes kilobytes for each item that waits, in pieces: memory does not grow with the photos."""
-    waiting = iter(items)
-    while chunk := list(islice(waiting, _IN_FLIGHT)):
-        yield from pool.map(work, chunk)
 
 
 def look(root: Path, path: str) -> Look:

@@ -8,6 +8,7 @@ import pytest
 
 from rayml.data import Manifest, Photo, UnreadablePictures, scan, scan_labelled
 from rayml.errors import DataError, UsageError
+from rayml.progress import Progress
 
 
 def put(root: Path, *names: str, content: str | None = None) -> Path:
@@ -100,6 +101,24 @@ def test_large_photo_is_hashed_whole(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000  # More than two blocks.
     (tmp_path / "train/hat/a.PNG").write_bytes(content)
     assert scan(tmp_path).photos[0].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_reading_many_photos_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_folder(tmp_path, per_class=3, prefix="train/")
+    put(tmp_path, *(f"validation/{label}/0.jpg" for label in ("hat", "pants", "shoes")))
+    monkeypatch.setattr("rayml.pool._IN_FLIGHT", 4)
+    monkeypatch.setattr("rayml.progress.LINE_EVERY_S", 0.0)
+    manifest = scan(tmp_path, progress=Progress())
+    assert [photo.sha256 for photo in manifest.photos] == [
+        hashlib.sha256(photo.path.encode()).hexdigest() for photo in manifest.photos
+    ]
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        *(f"reading train: {number}/9 photos" for number in range(1, 10)),
+        *(f"reading validation: {number}/3 photos" for number in range(1, 4)),
+    ]
 
 
 # The manifest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayml.bundle import write_bundle
+from rayml.bundle_writer import write_bundle
 from rayml.calibration import fit_temperature
 from rayml.data import Manifest, UnreadablePictures, scan_labelled
 from rayml.errors import DataError
@@ -121,8 +121,8 @@ def test_a_photo_that_is_gone_when_its_turn_comes_is_named(
     folder = folder_of(tmp_path, 3)
     gone = min(folder.rglob("*.png"))
 
-    def scan(root: Path, classes: tuple[str, ...]) -> Manifest:
-        found = scan_labelled(root, classes)
+    def scan(root: Path, classes: tuple[str, ...], progress: Progress) -> Manifest:
+        found = scan_labelled(root, classes, progress)
         gone.unlink()
         return found
 

@@ -73,3 +73,15 @@ def test_work_whose_pieces_take_unequal_times_is_not_reckoned_by_them(capsys: py
         advance(1, "at most 9 s left")
         advance(2, "none left")
     assert capsys.readouterr().err.splitlines() == ["trials: 3/3 trials, none left"]
+
+
+def test_work_that_need_not_be_remembered_is_seen_only_where_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Progress().bar("reading train", 2, "photos", lasting=False) as advance:
+        advance(2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("rayml.progress.LINE_EVERY_S", 0.0)
+    with Progress().bar("reading train", 2, "photos", lasting=False) as advance:
+        advance(1)
+    assert capsys.readouterr().err.startswith("reading train: 1/2 photos, ")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rayml.check import doctor, pictures
+from rayml.check import doctor
 from rayml.check.doctor import check_data, quick_check
 from rayml.data import scan
 from rayml.predictor import Predictor
@@ -53,7 +53,7 @@ def test_the_quick_part_has_few_photos_in_flight(sound: Path, monkeypatch: pytes
             return super().map(work, given, **options)
 
     monkeypatch.setattr(doctor, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(pictures, "_IN_FLIGHT", 10)
+    monkeypatch.setattr("rayml.pool._IN_FLIGHT", 10)
     assert quick_check(scan(sound)) == ()
     assert sizes == [10, 10, 10, 10, 4]
 
