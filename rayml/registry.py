@@ -22,8 +22,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rayml.bundle import Bundle, sync_folder, write_durably
+from rayml.bundle import Bundle
 from rayml.bundle_json import GOLDEN, NAME_PATTERN, RECORD
+from rayml.durable import sync_folder, write_durably
 from rayml.errors import BundleError, RegistryError, UsageError
 from rayml.folders import LOST_AND_FOUND
 from rayml.live_json import MEND, STATE, Shadow, State

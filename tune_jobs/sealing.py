@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import TINY
-from rayml.bundle import BundleContents, Golden, Training, write_bundle
+from rayml.bundle import Golden, Training
+from rayml.bundle_writer import BundleContents, write_bundle
 from rayml.data import VALIDATION, Manifest
 from rayml.evaluation import scores
 from rayml.frozen import FrozenBackbone

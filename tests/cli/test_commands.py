@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from rayml import cli, images
-from rayml.bundle import write_bundle
+from rayml.bundle_writer import write_bundle
 from rayml.clothing import CLASSES
 from rayml.images import DEFAULT_LIMITS
 from rayml.predictor import Predictor

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from rayml import cli
-from rayml.bundle import write_bundle
+from rayml.bundle_writer import write_bundle
 from rayml.cli import help as layout
 from rayml.cli.tables import show_table
 from rayml.errors import UsageError, install_hint

@@ -20,7 +20,8 @@ import onnx
 import pytest
 
 from rayml import bundle as bundle_module
-from rayml.bundle import Bundle, write_bundle
+from rayml.bundle import Bundle
+from rayml.bundle_writer import write_bundle
 from rayml.errors import BundleError
 from tests.rayml import small
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from rayml.bundle import BundleContents, Golden, Training
+from rayml.bundle import Golden, Training
+from rayml.bundle_writer import BundleContents
 from rayml.graph import attach_head
 from rayml.head import HeadWeights
 from rayml.images import load_pixels, preprocessing_id

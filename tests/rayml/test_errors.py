@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 
 from rayml import bundle
-from rayml.bundle import write_bundle
+from rayml.bundle_writer import write_bundle
 from rayml.errors import BundleError, RegistryError, UsageError
 from rayml.registry import Registry
 from tests.rayml import small

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayml.bundle import write_bundle
 from rayml.bundle_json import Record
+from rayml.bundle_writer import write_bundle
 from rayml.evaluation import scores
 from rayml.model_card import CardNotes, data_licence, model_card
 from tests.rayml import small

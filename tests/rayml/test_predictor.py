@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayml.bundle import Bundle, Golden, write_bundle
+from rayml.bundle import Bundle, Golden
+from rayml.bundle_writer import write_bundle
 from rayml.errors import BundleError, InputError
 from rayml.graph import attach_head
 from rayml.images import ImageLimits

@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from rayml.bundle import BundleContents, Golden, Training, write_bundle
+from rayml.bundle import Golden, Training
+from rayml.bundle_writer import BundleContents, write_bundle
 from rayml.graph import attach_head
 from rayml.head import HeadWeights
 from rayml.images import load_pixels, preprocessing_id

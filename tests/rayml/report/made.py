@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rayml.bundle import write_bundle
+from rayml.bundle_writer import write_bundle
 from rayml.evaluation import scores
 from rayml.predictions import PREDICTIONS_FILE, Predictions
 from tests.rayml import small
