@@ -89,7 +89,7 @@ def _scan(settings: SearchSettings, stages: Stages, progress: Progress) -> Manif
     with stages.stage("data") as said:
         manifest = scan(settings.data, settings.validation_fraction, settings.seed, progress)
         said.append(_in_one_line(manifest))
-        found = in_one_line(quick_check(manifest))
+        found = in_one_line(quick_check(manifest, progress))
     if found:
         progress.say(f"check: {found}; rayml data check {settings.data} tells more")
     return manifest

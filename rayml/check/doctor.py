@@ -46,8 +46,12 @@ def check_data(root: Path, progress: Progress, predictor: Predictor | None = Non
     return Report(str(root), layout.classes, layout.splits, worst_first(findings))
 
 
-def quick_check(manifest: Manifest) -> tuple[Finding, ...]:
+def quick_check(manifest: Manifest, progress: Progress | None = None) -> tuple[Finding, ...]:
     """What can be said of photos that were scanned already: by their digests, numbers and headers; nothing is decoded.
+
+    Arguments:
+        manifest: of the photos.
+        progress: where to show what takes long; nowhere when left out.
 
     Returns:
         The worst first, notes left out.
@@ -57,7 +61,10 @@ def quick_check(manifest: Manifest) -> tuple[Finding, ...]:
     layout.splits = manifest.counts()
     pairs = zip(places, (photo.sha256 for photo in manifest.photos), strict=True)
     findings = [*layout.findings, *balance(layout), *exact_findings(exact_groups(pairs))]
-    with ThreadPoolExecutor() as pool:  # Opening files is waiting for the disk, or for a network behind it.
+    bar = (progress or Progress(quiet=True)).bar("reading headers", len(places), "photos", lasting=False)
+    # Opening files is waiting for the disk, or for a network behind it.
+    with ThreadPoolExecutor() as pool, bar as advance:
         for found in few_at_a_time(pool, lambda place: header_findings(manifest.root, place.path), places):
             findings += found
+            advance()
     return tuple(finding for finding in worst_first(findings) if finding.severity != "note")

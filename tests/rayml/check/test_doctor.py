@@ -58,6 +58,16 @@ def test_the_quick_part_has_few_photos_in_flight(sound: Path, monkeypatch: pytes
     assert sizes == [10, 10, 10, 10, 4]
 
 
+def test_the_quick_part_shows_how_far_it_is_where_it_takes_long(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick_check(scan(sound), Progress())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("rayml.progress.LINE_EVERY_S", 0.0)
+    quick_check(scan(sound), Progress())
+    assert "reading headers: 44/44 photos" in capsys.readouterr().err
+
+
 def test_a_bundle_of_other_classes_is_told(sound: Path, tmp_path: Path) -> None:
     predictor = Predictor(write_tiny_bundle(tmp_path / "bundle"))
     assert kinds(check_data(sound, Progress(quiet=True), predictor)) == ["unknown_class"]
