@@ -186,8 +186,8 @@ def _shirt(pen: Pen) -> None:
     for x in (-half, half):
         pen.line([(x, t.neck_depth), (x, t.length + 0.03)])
     tone = PALE if pen.chance(0.6) else TRIM
-    for y in np.linspace(t.neck_depth + 0.08, t.length - 0.1, int(pen.between(5, 8))):
-        pen.dot((0.0, float(y)), 0.026, tone)
+    for button in np.linspace(t.neck_depth + 0.08, t.length - 0.1, int(pen.between(5, 8))):
+        pen.dot((0.0, float(button)), 0.026, tone)
     tall, wide = pen.between(0.2, 0.3), pen.between(0.16, 0.24)
     collar = TRIM if pen.chance(0.15) else CLOTH
     for side in (-1, 1):

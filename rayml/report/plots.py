@@ -170,9 +170,9 @@ def calibration(found: Predictions, temperature: float) -> str:
     upper.set(xlim=(0, 1.02), ylim=(0, 1.03), ylabel="share that is right")
     upper.legend(frameon=False, loc="upper left", labelcolor=INK)
     correct = shares.argmax(axis=1) == found.labels
-    confidence = shares.max(axis=1)
+    highest = shares.max(axis=1)
     lower.hist(
-        [confidence[correct], confidence[~correct]],
+        [highest[correct], highest[~correct]],
         bins=BINS,
         range=(0, 1),
         stacked=True,
