@@ -28,6 +28,7 @@ from starlette.responses import Response
 
 from rayml.errors import UsageError
 from rayml.registry import Registry
+from serving import one_write
 from serving.call import Call, ClientGone
 from serving.config import ServeSettings
 from serving.fetch import Fetcher
@@ -81,6 +82,7 @@ class Classifier:
         precision: str = "float32",
         name: str | None = None,
     ) -> None:
+        one_write.install()
         self._source, self._engine, self._threads, self._precision = source, engine, threads, precision
         self._bounds, self._rules = RequestLimits(**limits), Access(**(access or {}))
         self._registry = Registry(source) if Registry.is_one(Path(source)) else None
