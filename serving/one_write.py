@@ -6,6 +6,7 @@ uvicorn writes them one after the other, and uvloop sends each at once: two syst
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 
@@ -46,9 +47,10 @@ def install() -> None:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     plain = HttpToolsProtocol.connection_made
-    if plain.__module__ == __name__:
+    if hasattr(plain, "__wrapped__"):
         return  # It does already.
 
+    @functools.wraps(plain)
     def connection_made(self: HttpToolsProtocol, transport: asyncio.Transport) -> None:
         plain(self, Gathering(transport, self.loop))  # type: ignore[arg-type]
 
