@@ -28,11 +28,15 @@ _PR_SET_PDEATHSIG = 1
 # Seconds for a request line and headers; the body has the replica's own deadline.
 _SLOW_HEADERS_S = 10
 _BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
-_READS = "{ method GET HEAD }"
 _HAS_LENGTH, _HAS_PIECES = "{ req.hdr_val(content-length) gt 0 }", "{ req.hdr_cnt(transfer-encoding) gt 0 }"
 # What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
 PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
 PREDICTION_ENDS = (":predict", "/infer")
+# What is refused there for its method anyway is left to the replica, which says so.
+_ASKS_FOR_A_PAGE = (
+    "{ method GET HEAD } "
+    f"!{{ path,url_dec -m str {' '.join(PREDICTION_PATHS)} }} !{{ path,url_dec -m end {' '.join(PREDICTION_ENDS)} }}"
+)
 # Keys of the table that counts them.
 _BEGUN, _ANSWERED = 1, 2
 # One beyond the replicas' places still comes through to be refused there, so that their metrics tell of the crowd.
@@ -155,8 +159,8 @@ def _rules(settings: ProxySettings) -> str:
         *_either("http-request", 400, "bad_request", two_lengths, condition=_BOTH_LENGTHS),
         *_either("http-request", 413, "body_too_large", too_long, condition=too_much),
         # It means nothing (RFC 9110, section 9.3.1), and a replica would hold it without counting it.
-        *_either("http-request", 400, "bad_request", no_body, condition=f"{_READS} {_HAS_LENGTH}"),
-        *_either("http-request", 400, "bad_request", no_body, condition=f"{_READS} {_HAS_PIECES}"),
+        *_either("http-request", 400, "bad_request", no_body, condition=f"{_ASKS_FOR_A_PAGE} {_HAS_LENGTH}"),
+        *_either("http-request", 400, "bad_request", no_body, condition=f"{_ASKS_FOR_A_PAGE} {_HAS_PIECES}"),
         # By these a client would switch off Serve's timeout and its watch for clients that are gone.
         "http-request del-header x-request-timeout-seconds",
         "http-request del-header x-request-disconnect-disabled",

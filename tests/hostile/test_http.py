@@ -77,6 +77,15 @@ def test_a_question_with_a_body_is_refused(live: Live, path: str, header: str, b
         assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/clothing:predict", "/v2/models/clothing/infer"])
+def test_a_wrong_method_is_the_first_thing_to_be_said_of_a_get_with_a_body(live: Live, path: str) -> None:
+    with live.connect() as connection:
+        status, headers, _ = exchange(
+            connection, f"GET {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello".encode()
+        )
+    assert (status, headers["allow"]) == (405, "POST")
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
