@@ -149,7 +149,7 @@ def test_a_mark_is_known_on_another_machine(root: str, tmp_path: Path) -> None:
 
 
 def test_two_that_mark_at_once_know_both_marks(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = (open_store(root, "marked", tmp_path / cache) for cache in ("here", "there"))
+    here, there = (open_store(root, "marked-twice", tmp_path / cache) for cache in ("here", "there"))
     with monkeypatch.context() as patched:
         patched.setattr(type(here), "sizes", lambda _: {})  # Neither sees the other's yet.
         marks = [here.mark(), there.mark()]
