@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -333,7 +334,7 @@ def surroundings_of(bundle: Path, precision: str = "float32") -> dict[str, str]:
 
     Arguments:
         bundle: what is served.
-        precision: what OpenVINO computes in, one of `rayml.engines.PRECISIONS`.
+        precision: what the model computes in; for int8, which is in the graph, its other layers are in float32.
     """
     record = Bundle.open(bundle).record
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
@@ -348,6 +349,21 @@ def surroundings_of(bundle: Path, precision: str = "float32") -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "BENTOML_DO_NOT_TRACK": "True",
     }
+
+
+def some_photos(folder: Path) -> list[bytes]:
+    """64 JPEG files from below a folder, evenly out of the sorted ones; all where there are fewer.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    paths = sorted(folder.rglob("*.jpg"))
+    step = max(1, len(paths) // 64)
+    photos = [path.read_bytes() for path in paths[::step][:64]]
+    if not photos:
+        raise SystemExit(f"PHOTOS must hold JPEG files. Received: none in {folder}")
+    print(f"{len(photos)} photos of {statistics.mean(map(len, photos)) / 1000:.0f} kB", file=sys.stderr)
+    return photos
 
 
 def _body(rival: Rival, photo: bytes) -> tuple[bytes, str]:

@@ -19,14 +19,13 @@ model does not. Processor time is that of the server's whole process tree.
 
 Rivals live in `bench/rivals/`, each is installed into an environment of its own below --cache, once (FastAPI 0.3 GB,
 those with TensorFlow 2 GB), with the versions that `bench/servers.py` names. Writes
-bench/results/serving_BACKBONE.json, or serving_BACKBONE_bfloat16.json.
+bench/results/serving_BACKBONE.json, with _bfloat16 or _int8 behind its name where the model computes in that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -46,6 +45,7 @@ from servers import (
     install,
     installed_versions,
     server_side,
+    some_photos,
     surroundings_of,
 )
 
@@ -56,8 +56,8 @@ from serving.processes import adopt_orphans, end_descendants
 
 _CONNECTIONS = (1, 8, 32)
 _COMPARED = ("per_s", "cpu_ms")
-# Of the bare model's throughput, by precision.
-_LEAST = {"float32": 0.97, "bfloat16": 0.9}
+# Of the bare model's throughput, by precision: the less the model takes, the more of it is the server's.
+_LEAST = {"float32": 0.97, "bfloat16": 0.9, "int8": 0.9}
 
 Round = dict[str, dict[int, dict[str, float]]]  # Figures by server and connections.
 
@@ -71,28 +71,31 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="at least 2")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "rayml-rivals")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the model, for all servers")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="of the model, for all servers; by default the bundle's"
+    )
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     unknown = set(names) - set(RIVALS)
     if unknown:
         parser.error(f"--only must name some of {', '.join(RIVALS)}. Received: {', '.join(sorted(unknown))}")
-    if arguments.precision != "float32" and (keras := [name for name in names if name.endswith("_keras")]):
-        parser.error(f"--only must name no Keras with --precision {arguments.precision}. Received: {', '.join(keras)}")
     if arguments.rounds < 2:
         parser.error(f"--rounds must be at least 2. Received: {arguments.rounds}")
     try:
-        record = Bundle.open(arguments.bundle).record
+        bundle = Bundle.open(arguments.bundle)
     except RaymlError as error:
         parser.error(error.message)
+    record, precision = bundle.record, arguments.precision or bundle.precision
+    if precision != "float32" and (keras := [name for name in names if name.endswith("_keras")]):
+        parser.error(f"--only must name no Keras in {precision}. Received: {', '.join(keras)}")
     adopt_orphans()
     bins = {name: install(arguments.cache, RIVALS[name].packages) for name in names}
     bare_bin = install(arguments.cache, BASE)
     rounds: list[Round] = []
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rayml-bench-")))
-        photos = _photos(arguments.photos)
-        surroundings = surroundings_of(arguments.bundle, arguments.precision)
+        photos = some_photos(arguments.photos)
+        surroundings = surroundings_of(arguments.bundle, precision)
         stack.callback(end_descendants, grace_s=10)
         loops = {"bare": ("bare.py", bare_bin), "bare_rayml": ("bare_rayml.py", Path(sys.executable).parent)}
         sides: dict[str, Bare | Server] = {
@@ -111,8 +114,8 @@ def main() -> int:
                         f"round {number + 1}, {name}, {connections}: {json.dumps(found)}", file=sys.stderr, flush=True
                     )
     ratios = _ratios(rounds)
-    claims = _claims(rounds, ratios, _LEAST[arguments.precision])
-    suffix = "" if arguments.precision == "float32" else f"_{arguments.precision}"
+    claims = _claims(rounds, ratios, _LEAST[precision])
+    suffix = "" if precision == "float32" else f"_{precision}"
     write_result(
         f"serving_{record.backbone_name}{suffix}",
         {
@@ -184,16 +187,6 @@ def _claims(rounds: list[Round], ratios: dict[str, Any], least: float) -> dict[s
 
 def _shown(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.3f} (quartiles {ratio['lower']:.3f} and {ratio['upper']:.3f})"
-
-
-def _photos(folder: Path) -> list[bytes]:
-    paths = sorted(folder.rglob("*.jpg"))
-    step = max(1, len(paths) // 64)
-    photos = [path.read_bytes() for path in paths[::step][:64]]
-    if not photos:
-        raise SystemExit(f"PHOTOS must hold JPEG files. Received: none in {folder}")
-    print(f"{len(photos)} photos of {statistics.mean(map(len, photos)) / 1000:.0f} kB", file=sys.stderr)
-    return photos
 
 
 if __name__ == "__main__":

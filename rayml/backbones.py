@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ONNX_OPSET = 17  # The newest that tf2onnx writes without warnings and both engines read.
 MAX_IMAGE_SIZE_PX = 1024  # Larger squares need more memory a picture than the feature pass plans for.
+PRECISIONS = ("float32", "int8")  # What a frozen backbone may compute in.
 RANDOM_WEIGHTS_SEED = 1  # `--weights none` must be the same network on every machine of a cluster.
 
 
@@ -107,11 +108,13 @@ class BackboneSpec:
         weights: `imagenet`, `none` (random, seeded), `builtin` (tiny's own), or the path of a Keras weights file,
             absolute.
         image_size_px: the side of the square it looks at.
+        precision: what its layers compute in, one of `PRECISIONS`.
     """
 
     name: str
     weights: str
     image_size_px: int
+    precision: str = "float32"
 
     @property
     def weights_file(self) -> Path | None:
@@ -119,16 +122,22 @@ class BackboneSpec:
         return None if self.weights in ("imagenet", "none", "builtin") else Path(self.weights)
 
 
-def backbone_spec(name: str = "xception", weights: str | None = None, image_size_px: int | None = None) -> BackboneSpec:
+def backbone_spec(
+    name: str = "xception",
+    weights: str | None = None,
+    image_size_px: int | None = None,
+    precision: str = "float32",
+) -> BackboneSpec:
     """Check a choice of backbone and fill in what was left out. Loads no TensorFlow.
 
     Arguments:
         name: as in `ARCHITECTURES`, whatever its case, underscores and hyphens ("MobileNetV2" is "mobilenet_v2").
         weights: as in `BackboneSpec`; by default `imagenet`, and `builtin` for tiny.
         image_size_px: by default the architecture's own.
+        precision: as in `BackboneSpec`.
 
     Raises:
-        UsageError: no such backbone, or an image size outside its range.
+        UsageError: no such backbone or precision, or an image size outside its range.
         WeightsError: the weights file is not there or is of a kind that is never loaded.
     """
     plain = {_plain(key): key for key in ARCHITECTURES}
@@ -138,6 +147,8 @@ def backbone_spec(name: str = "xception", weights: str | None = None, image_size
             f"--backbone must be one of {', '.join(ARCHITECTURES)}. Received: {name}",
             f"Did you mean {' or '.join(plain[key] for key in near)}?" if near else "Take a name of that list.",
         )
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}. Received: {precision}")
     name = plain[_plain(name)]
     architecture = ARCHITECTURES[name]
     size = architecture.image_size_px if image_size_px is None else image_size_px
@@ -153,10 +164,10 @@ def backbone_spec(name: str = "xception", weights: str | None = None, image_size
                 f"--backbone tiny has weights of its own and takes no others. Received: --weights {weights}",
                 "Leave --weights out, or choose another backbone.",
             )
-        return BackboneSpec(name, "builtin", size)
+        return BackboneSpec(name, "builtin", size, precision)
     if weights == "builtin":
         raise UsageError(f"Only --backbone tiny has built-in weights. Received: --backbone {name}")
-    spec = BackboneSpec(name, weights or "imagenet", size)
+    spec = BackboneSpec(name, weights or "imagenet", size, precision)
     if spec.weights_file is not None:
         _check_weights_file(spec.weights_file)
         # Trials, which work in folders of their own, have to find it as well.

@@ -69,12 +69,14 @@ class Bundle:
         digest: sha256 hex of `bundle.json`, which seals every other file.
         record: what `bundle.json` says.
         golden: pictures and the logits that must come out.
+        precision: what its graph computes in, `float32` or `int8`.
     """
 
     path: Path
     digest: str
     record: Record
     golden: Golden = field(repr=False)
+    precision: str = "float32"
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -116,12 +118,12 @@ class Bundle:
         with ThreadPoolExecutor(1) as other:  # Both take 0.1 s for Xception, and hashing leaves the interpreter alone.
             seal = other.submit(_check_seal, record, MODEL, model)
             try:
-                _check_model(record, head, model)
+                info = _check_model(record, head, model)
             finally:
                 seal.result()  # A broken seal is the first thing to say.
         digest = hashlib.sha256(data).hexdigest()
         _log.debug("bundle %s: digest %s, %d files as sealed", folder, digest, len(record.files))
-        return cls(folder, digest, record, golden), model
+        return cls(folder, digest, record, golden, info.precision), model
 
     def read_model(self) -> bytes:
         """The graph's bytes, verified again: the folder may have changed since.
@@ -256,7 +258,7 @@ def _read_golden(record: Record, contents: Mapping[str, bytes]) -> Golden:
     return Golden(tuple(contents[name] for name in names), logits)
 
 
-def _check_model(record: Record, head: HeadWeights, model: bytes) -> None:
+def _check_model(record: Record, head: HeadWeights, model: bytes) -> graph.GraphInfo:
     """The graph must be safe, and the one that the other files speak of."""
     try:
         info = graph.check_graph(model)
@@ -273,3 +275,4 @@ def _check_model(record: Record, head: HeadWeights, model: bytes) -> None:
     )
     if not same:
         raise BundleError(f"{MODEL} must end in the head of {HEAD}. Received: another")
+    return info

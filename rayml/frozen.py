@@ -1,7 +1,8 @@
 """A backbone frozen to disk: its ONNX graph, and pictures with the features that Keras itself gave for them.
 
-Made once for each (architecture, weights, image size) and kept in the cache; the feature pass, the search and the
-bundle all use these very bytes. The pictures become a bundle's golden images.
+Made once for each (architecture, weights, image size, precision) and kept in the cache; the feature pass, the search
+and the bundle all use these very bytes. The pictures become a bundle's golden images. In int8 (`rayml.quantize`) the
+features are those that the graph itself gave, once they were found to be near Keras' own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
+from rayml.engines.base import import_package
 from rayml.errors import RaymlError
 from rayml.images import load_pixels, preprocessing_id
 from rayml.storage import open_store
@@ -33,7 +35,10 @@ FREEZE_VERSION = 2  # Raise when the graph that the same spec gives changes.
 GOLDEN_PICTURE_SIZE_PX = 160  # Not a size that any backbone looks at, so that resizing is part of what they check.
 GOLDEN_SEED = 7  # The default sample and the training of tiny draw with far larger seeds.
 _RECORD = "backbone.json"
-ENGINE_TOLERANCE = 1e-3  # Of the largest feature. Float32 engines differ by about 1e-5; a wrong graph by far more.
+# How far features may be from those they should be, as `difference` has it. Float32 engines differ by about 1e-5, and a
+# wrong graph by far more. In int8 the backbones that were tried are 0.02 to 0.14 from Keras, engines 0.02 to 0.12 from
+# each other; a processor that adds products of 8 bits in 16 (AVX2, AVX-512 without VNNI) is 0.35 and more from both.
+TOLERANCES = {"float32": 1e-3, "int8": 0.25}
 
 
 def default_cache() -> Path:
@@ -53,6 +58,7 @@ class FrozenBackbone:
         weights_sha256: see `rayml.backbones.weights_sha256`.
         graph_sha256: of `backbone.onnx`.
         features: D, the length of a feature vector.
+        precision: as in `BackboneSpec`.
     """
 
     folder: Path
@@ -61,6 +67,7 @@ class FrozenBackbone:
     weights_sha256: str
     graph_sha256: str
     features: int
+    precision: str = "float32"
 
     @property
     def preprocessing(self) -> str:
@@ -72,13 +79,17 @@ class FrozenBackbone:
         return (self.folder / "backbone.onnx").read_bytes()
 
     def golden(self) -> tuple[dict[str, bytes], NDArray[np.float32]]:
-        """G pictures by file name, as PNG bytes, and the features that Keras gave for them, float32 (G, D)."""
+        """G pictures by file name, as PNG bytes, and the features that belong to them, float32 (G, D)."""
         pictures = {path.name: path.read_bytes() for path in sorted((self.folder / "golden").glob("*.png"))}
         return pictures, np.load(self.folder / "golden" / "features.npy", allow_pickle=False)
 
 
 def frozen_folder(spec: BackboneSpec, cache: Path) -> Path:
-    """Where the cache keeps a backbone: named by everything that decides its graph. Reads the weights file once."""
+    """Where the cache keeps a backbone: named by everything that decides its graph. Reads the weights file once.
+
+    Raises:
+        MissingPackage: int8 needs ONNX Runtime, which is not installed.
+    """
     identity = {
         "freeze": FREEZE_VERSION,
         "backbone": spec.name,
@@ -87,8 +98,12 @@ def frozen_folder(spec: BackboneSpec, cache: Path) -> Path:
         "opset": ONNX_OPSET,
         **{package: version(package) for package in ("keras", "tf2onnx", "rayml")},
     }
+    name = f"{spec.name}-{spec.image_size_px}"
+    if spec.precision != "float32":
+        identity |= {"precision": spec.precision, "onnxruntime": import_package("onnxruntime").__version__}
+        name += f"-{spec.precision}"
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return cache / "backbones" / f"{spec.name}-{spec.image_size_px}-{key[:16]}"
+    return cache / "backbones" / f"{name}-{key[:16]}"
 
 
 def load_frozen(folder: Path) -> FrozenBackbone | None:
@@ -138,7 +153,8 @@ def share_frozen(frozen: FrozenBackbone, cache: Path, storage: str) -> None:
 def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
     """Build the backbone in Keras, write its graph and golden features into the cache, and check it on an engine.
 
-    Loads TensorFlow. Two processes may freeze the same backbone: the first to finish wins.
+    Loads TensorFlow. Two processes may freeze the same backbone: the first to finish wins. One in int8 is made from the
+    one in float32, which is frozen beside it.
 
     Raises:
         WeightsError: as `rayml.backbones.build_base`.
@@ -146,6 +162,10 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
     """
     from rayml.backbones import build_base, weights_sha256
 
+    if spec.precision == "int8":
+        plain = replace(spec, precision="float32")
+        exact = load_frozen(frozen_folder(plain, cache)) or freeze(plain, cache)
+        return _freeze_int8(exact, frozen_folder(spec, cache))
     base = build_base(spec)
     return _freeze(spec, base, weights_sha256(spec, base), frozen_folder(spec, cache))
 
@@ -187,11 +207,11 @@ def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: 
     expected = np.asarray(model(pixels, training=False), np.float32)  # (G, D)
     graph = to_onnx(model)
     engine = load_engine(graph)
-    difference = float(np.abs(engine(pixels) - expected).max())
-    if not difference <= ENGINE_TOLERANCE * float(np.abs(expected).max()):
+    far, most = difference(engine(pixels), expected), TOLERANCES["float32"]
+    if not far <= most:
         raise RaymlError(
             f"{engine.name} does not reproduce the features of {spec.name}: expected a difference of at most "
-            f"{ENGINE_TOLERANCE:g} of the largest feature, {np.abs(expected).max():g}. Received: {difference:g}",
+            f"{most:g} of the largest feature, {np.abs(expected).max():g}. Received: {far:g}",
             "Please report this with the versions of keras, tf2onnx and the engine.",
         )
     described = {
@@ -201,6 +221,63 @@ def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: 
         "graph_sha256": hashlib.sha256(graph).hexdigest(),
         "features": int(expected.shape[1]),
     }
+    return _write(folder, described, graph, pictures, expected)
+
+
+def _freeze_int8(exact: FrozenBackbone, folder: Path) -> FrozenBackbone:
+    """Quantize a frozen backbone, if what it says of the pictures stays nearly the same on this machine."""
+    from rayml.engines import load_engine
+    from rayml.quantize import calibration_pixels, to_int8
+
+    pictures, expected = exact.golden()
+    graph = to_int8(exact.graph(), calibration_pixels(exact.image_size_px))
+    engine = load_engine(graph)
+    pixels = np.stack([load_pixels(pictures[name], exact.image_size_px) for name in sorted(pictures)])
+    features = engine(pixels)  # (G, D)
+    far, most = difference(features, expected, "int8"), TOLERANCES["int8"]
+    if not far <= most:
+        raise RaymlError(
+            f"{exact.name} loses too much in int8 on this processor: expected an error of its features of at most "
+            f"{most:g} of what tells pictures apart. Received: {far:.2g}, by {engine.name}",
+            "Leave --precision int8 out. Processors with VNNI or AMX, which add 8-bit products without overflow, lose "
+            "less.",
+        )
+    described = {
+        "name": exact.name,
+        "image_size_px": exact.image_size_px,
+        "weights_sha256": exact.weights_sha256,
+        "graph_sha256": hashlib.sha256(graph).hexdigest(),
+        "features": exact.features,
+        "precision": "int8",
+    }
+    return _write(folder, described, graph, pictures, features)
+
+
+def difference(features: NDArray[np.float32], expected: NDArray[np.float32], precision: str = "float32") -> float:
+    """How far features are from what they should be, to be held against `TOLERANCES`; NaN where they hold one.
+
+    In float32 the largest difference as a share of the largest feature. In int8, where rounding is spread over all of
+    them and the largest one says little, the root mean square of the differences as a share of the features' standard
+    deviation over the pictures, which is what tells these apart.
+
+    Arguments:
+        features: float32 (G, D), of G >= 2 pictures.
+        expected: the same shape.
+        precision: one of `rayml.backbones.PRECISIONS`.
+    """
+    apart = np.abs(features - expected)
+    if precision == "float32":
+        return float(apart.max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    return float(np.sqrt(np.mean(apart**2) / max(expected.var(axis=0).mean(), np.finfo(np.float32).tiny)))
+
+
+def _write(
+    folder: Path,
+    described: Mapping[str, object],
+    graph: bytes,
+    pictures: Mapping[str, bytes],
+    expected: NDArray[np.float32],
+) -> FrozenBackbone:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Not `tempfile.mkdtemp`: its folders are for their owner alone, and a cache may be for several users.

@@ -52,12 +52,14 @@ class GraphInfo:
         outputs: K, the length of what it gives for each: classes, or features of a bare backbone.
         opset: the version of ONNX' operators that it is written in.
         head: the head at its end, None in a bare backbone.
+        precision: what its layers compute in, `int8` where values are quantized on the way, else `float32`.
     """
 
     image_size_px: int
     outputs: int
     opset: int
     head: HeadWeights | None
+    precision: str = "float32"
 
 
 def attach_head(backbone: bytes, head: HeadWeights) -> bytes:
@@ -149,7 +151,9 @@ def check_graph(model: bytes, output: str = LOGITS) -> GraphInfo:
             f'"{output}" must be float32 (N, K), one row a picture. '
             f"Received: {_type_name(result.elem_type)} {dims} for one picture"
         )
-    return GraphInfo(size_px, dims[1], opset, _read_head(graph) if output == LOGITS else None)
+    int8 = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    head = _read_head(graph) if output == LOGITS else None
+    return GraphInfo(size_px, dims[1], opset, head, "int8" if int8 else "float32")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class CardNotes:
         versions: by package.
         trained_layers: how many of the backbone's last layers were trained with the head.
         augmentation: of the training pictures, as `rayml.augmentation.Augmentation` writes it.
+        precision: what the backbone computes in.
     """
 
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class CardNotes:
     versions: Mapping[str, str] = field(default_factory=dict)
     trained_layers: int = 0
     augmentation: str = ""
+    precision: str = "float32"
 
 
 def data_licence(root: Path) -> str:
@@ -86,6 +88,7 @@ def _made(record: Record, notes: CardNotes) -> list[str]:
         "",
         f"A {'' if trained else 'frozen '}`{record.backbone_name}` at {record.image_size_px} px"
         + (f" with the weights {_code(notes.weights)}" if notes.weights else "")
+        + (f", quantized to {notes.precision} before the head learned from it" if notes.precision != "float32" else "")
         + trained
         + f", then Dense({record.size_inner}, relu) and Dense({len(record.classes)}); dropout {record.dropout:g}. "
         f"Trained for {train.epochs} epochs at learning rate {train.learning_rate:g}{changed}, seed {train.seed}, "

@@ -12,16 +12,27 @@ from numpy.typing import NDArray
 from rayml import images
 from rayml.bundle import Bundle
 from rayml.engines import load_engine
-from rayml.errors import BundleError, InputError
+from rayml.errors import BundleError, InputError, UsageError
 from rayml.metrics import softmax
+
+AUTO = "auto"
 
 # How far an engine's logits may lie from the training path's, as a share of the largest golden logit (at least of 1).
 # Float32 engines add the same numbers in another order: 2e-6 (ImageNet's MobileNetV2 on 38 photos, Keras against
 # OpenVINO and ONNX Runtime). In bfloat16 the same photos miss by 2e-2 to 2e-1; other pixels or another head by more.
 GOLDEN_TOLERANCE = 1e-3
 # Who asks for bfloat16 accepts other logits, up to a twentieth of the largest, but no other label; a bundle whose
-# golden pictures miss by more stays in float32.
-GOLDEN_TOLERANCES = {"float32": GOLDEN_TOLERANCE, "bfloat16": 5e-2}
+# golden pictures miss by more stays in float32. The golden answers of a bundle in int8 are its own graph's: the engine
+# that gave them gives them again, another differs as two roundings do, by 0.06 of the largest logit (ImageNet's
+# MobileNetV2, OpenVINO and ONNX Runtime), which may decide between classes that are nearer to each other than that.
+# A processor whose 8-bit products overflow (AVX2) misses by 0.2 and more.
+GOLDEN_TOLERANCES = {"float32": GOLDEN_TOLERANCE, "bfloat16": 5e-2, "int8": 0.15}
+_INSTEAD = {
+    "float32": "do not serve this bundle here; try another engine, or tune again with this rayml",
+    "bfloat16": "serve this bundle in float32",
+    "int8": "serve this bundle on a processor with VNNI or AMX, or tune again without --precision int8",
+}
+_TIES = {"float32": GOLDEN_TOLERANCE, "bfloat16": GOLDEN_TOLERANCE, "int8": GOLDEN_TOLERANCES["int8"]}
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,13 @@ class Predictor:
         engine: "auto", "openvino" or "onnxruntime".
         threads, streams: as in `engines.load_engine`.
         limits: how large a picture may be.
-        precision: what the engine computes in, one of `engines.PRECISIONS`; `check_golden` says whether it will do.
+        precision: "auto", which is what the bundle was made in, or float32, bfloat16 or int8. Only a bundle in float32
+            can be computed in bfloat16; `check_golden` says whether it will do.
         grouped: as in `engines.load_engine`.
 
     Raises:
-        BundleError: not a bundle, made with another preprocessing, or refused by the engine.
-        UsageError: an engine that is unknown or not installed.
+        BundleError: not a bundle, made with another preprocessing or for another precision, or refused by the engine.
+        UsageError: an engine that is unknown or not installed, or an unknown precision.
     """
 
     def __init__(
@@ -65,7 +77,7 @@ class Predictor:
         *,
         streams: int | None = None,
         limits: images.ImageLimits = images.DEFAULT_LIMITS,
-        precision: str = "float32",
+        precision: str = AUTO,
         grouped: bool = False,
     ) -> None:
         if isinstance(bundle, Bundle):
@@ -81,8 +93,10 @@ class Predictor:
                 "use the rayml that made the bundle, or tune again with this one",
             )
         self.limits = limits
-        self.precision = precision
-        self.engine = load_engine(model, engine, threads, streams, precision, grouped)
+        self.precision = _precision(self.bundle, precision)
+        # The layers that are integers are so in the graph; what an engine is told is for the others.
+        floats = "bfloat16" if self.precision == "bfloat16" else "float32"
+        self.engine = load_engine(model, engine, threads, streams, floats, grouped)
 
     def predict(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Answer for encoded pictures (JPEG, PNG, WebP).
@@ -132,7 +146,8 @@ class Predictor:
 
         Raises:
             BundleError: it is above the precision's tolerance, or a picture falls into another class. Two classes
-                nearer to each other than float32's tolerance are a tie, which either may win.
+                nearer to each other than float32's tolerance, or int8's where the bundle is in int8, are a tie, which
+                either may win.
         """
         golden = self.bundle.golden
         try:
@@ -144,7 +159,7 @@ class Predictor:
         differences = np.abs(logits - golden.logits).max(axis=1) / scale  # (G,), NaN where the engine gave NaN
         behind = golden.logits.max(axis=1) - golden.logits[np.arange(len(logits)), logits.argmax(axis=1)]
         tolerance = GOLDEN_TOLERANCES[self.precision]
-        wrong = ~(differences <= tolerance) | (behind > GOLDEN_TOLERANCE * scale)
+        wrong = ~(differences <= tolerance) | (behind > _TIES[self.precision] * scale)
         if wrong.any():
             worst = int(np.argmax(np.where(np.isnan(differences), np.inf, differences)))
             raise BundleError(
@@ -152,8 +167,25 @@ class Predictor:
                 "of their size, and every label. "
                 f"Received: {int(wrong.sum())} of {len(wrong)} pictures differ, picture {worst} "
                 f"by {differences[worst]:.2g}",
-                "do not serve this bundle here; try another engine, or tune again with this rayml"
-                if self.precision == "float32"
-                else "serve this bundle in float32",
+                _INSTEAD[self.precision],
             )
         return float(differences.max())
+
+
+def _precision(bundle: Bundle, asked: str) -> str:
+    """What a bundle is computed in."""
+    if asked not in (AUTO, *GOLDEN_TOLERANCES):
+        raise UsageError(f"precision must be one of {AUTO}, {', '.join(GOLDEN_TOLERANCES)}. Received: {asked!r}")
+    if asked == AUTO or asked == bundle.precision:
+        return bundle.precision
+    if asked == "int8":
+        raise BundleError(
+            "int8 needs a bundle whose backbone is in int8. Received: one in float32",
+            "rayml tune DATA --out RUN --precision int8 makes one; its head learns from what int8 gives.",
+        )
+    if bundle.precision == "int8":
+        raise BundleError(
+            f"{asked} needs a bundle in float32. Received: one in int8, whose weights are integers",
+            "Leave the precision out, or tune without --precision int8.",
+        )
+    return asked

@@ -64,7 +64,7 @@ class Classifier:
         threads: pictures classified at once, at least 1.
         limits: the fields of a `RequestLimits`.
         access: the fields of an `Access`.
-        precision: one of `rayml.engines.PRECISIONS`.
+        precision: as in `rayml.predictor.Predictor`.
         name: which model of the folder of models, where it holds several.
 
     Raises:
@@ -79,7 +79,7 @@ class Classifier:
         threads: int,
         limits: dict[str, Any],
         access: dict[str, Any] | None = None,
-        precision: str = "float32",
+        precision: str = "auto",
         name: str | None = None,
     ) -> None:
         one_write.install()
@@ -204,7 +204,7 @@ class AppArguments(BaseModel):
     models: str | None = None
     name: str | None = None
     engine: str = "auto"
-    precision: str = "float32"
+    precision: str = "auto"
     replicas: int | None = None
     max_replicas: int | None = None
     threads: int | None = None

@@ -6,13 +6,13 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from rayml.cores import usable_cores
-from rayml.engines import PRECISIONS
 from rayml.errors import UsageError
 from serving.addresses import check_host_pattern
 from serving.limits import RequestLimits
 
 # The engines that serve; the TensorFlow engine is a reference for tests and is never served.
 ENGINES = ("auto", "openvino", "onnxruntime")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 _MAX_REPLICAS = 64
 _MAX_THREADS = 256
 
@@ -25,8 +25,8 @@ class ServeSettings:
         host: the address on which the proxy listens; loopback unless said otherwise.
         port: its port, 1 to 65535.
         engine: one of `ENGINES`.
-        precision: what it computes in, one of `PRECISIONS`; bfloat16 where the processor has it and the bundle's
-            golden pictures come out well enough.
+        precision: what it computes in, one of `PRECISIONS`; auto is what each bundle was made in, bfloat16 where the
+            processor has it, and the bundle's golden pictures must come out well enough in any.
         replicas: processes that answer, or None for one: a replica infers on `threads` threads, and one
             process with all cores held 78 requests/s where two with half the cores each held 74 to 78.
         max_replicas: with it, Serve starts up to this many while the others are busy, and ends them when they are not.
@@ -44,7 +44,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     engine: str = "auto"
-    precision: str = "float32"
+    precision: str = "auto"
     replicas: int | None = None
     max_replicas: int | None = None
     threads: int | None = None

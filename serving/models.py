@@ -70,7 +70,7 @@ class Models:
         threads: int,
         limits: RequestLimits,
         reporter: Reporter | None = None,
-        precision: str = "float32",
+        precision: str = "auto",
     ) -> None:
         self.name = source.name
         self._source = source

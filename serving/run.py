@@ -252,7 +252,9 @@ def _why_not_started(error: Exception) -> RaymlError:
     found = re.findall(r"^rayml\.errors\.(BundleError|RegistryError|UsageError): (.+)$", text, flags=re.MULTILINE)
     if found:
         name, message = found[-1]
-        refused: RaymlError = getattr(rayml.errors, name)(message, "Try another --engine, or another bundle.")
+        refused: RaymlError = getattr(rayml.errors, name)(
+            message, "Try another --engine or --precision, or another bundle."
+        )
         return refused
     line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), repr(error))
     return ServerError(

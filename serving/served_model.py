@@ -31,7 +31,7 @@ class ServedModel:
         engine: one of `serving.config.ENGINES`.
         threads: pictures that it classifies side by side, at least 1.
         limits: what a picture may cost.
-        precision: what the engine computes in, one of `rayml.engines.PRECISIONS`.
+        precision: as in `rayml.predictor.Predictor`.
 
     Raises:
         BundleError: it is damaged, or its model does not give here what it gave when it was trained.
@@ -45,7 +45,7 @@ class ServedModel:
         engine: str,
         threads: int,
         limits: RequestLimits,
-        precision: str = "float32",
+        precision: str = "auto",
     ) -> None:
         # A stream a thread: pictures side by side, each on one thread, is what a service under load gains most from.
         self._make = partial(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rayml.augmentation import Augmentation
+from rayml.backbones import PRECISIONS
 from rayml.bundle_json import MODES
 from rayml.end_to_end import FineTuning
 from rayml.errors import UsageError
@@ -47,6 +48,7 @@ class SearchSettings:
         backbone: its name, see `rayml.backbones.ARCHITECTURES`.
         weights: `imagenet`, `none` (random) or a Keras weights file; None for imagenet, and tiny's own.
         image_size: the side in pixels of the square that the backbone looks at; None for the architecture's own.
+        precision: what the backbone computes in, `float32` or `int8`; see `rayml.quantize`.
         size_inner: units of the head's inner layer, at least 1. This and the next five are searched: each is a value,
             a list of them or a range, see `tune_jobs.space`.
         learning_rate: of Adam, over 0.
@@ -99,6 +101,7 @@ class SearchSettings:
     backbone: str = "xception"
     weights: str | None = None
     image_size: int | None = None
+    precision: str = "float32"
     size_inner: Choice = (10, 100, 1000)
     learning_rate: Choice = (0.0001, 0.001, 0.01, 0.1)
     dropout: Choice = (0.0,)
@@ -161,6 +164,8 @@ class SearchSettings:
             raise UsageError(
                 f"feature_gpus must be 0, or a share of {_LEAST_SHARE:g} to 1. Received: {self.feature_gpus}"
             )
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {self.precision}")
         if self.feature_dtype not in DTYPES:
             raise UsageError(f"feature_dtype must be one of {', '.join(DTYPES)}. Received: {self.feature_dtype}")
         self._check_mode()
@@ -207,6 +212,11 @@ class SearchSettings:
                         f"{name} needs mode end-to-end, since {reason}. Received: {value} in mode features",
                         f"Add --mode end-to-end, which takes far longer, or leave {name} out.",
                     )
+        elif self.precision != SearchSettings.precision:
+            raise UsageError(
+                f"precision needs mode features. Received: {self.precision} in mode {self.mode}",
+                "Leave precision out: a network that is trained on pictures computes in float32.",
+            )
         elif self.feature_dtype != SearchSettings.feature_dtype:
             raise UsageError(
                 f"feature_dtype needs mode features. Received: {self.feature_dtype} in mode {self.mode}",

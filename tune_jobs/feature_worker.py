@@ -15,7 +15,7 @@ from rayml.backbones import BackboneSpec
 from rayml.data import read_photo
 from rayml.errors import InputError, RaymlError, SearchError, UsageError
 from rayml.features import FeatureBank
-from rayml.frozen import ENGINE_TOLERANCE
+from rayml.frozen import TOLERANCES, difference
 from rayml.images import load_pixels
 from tune_jobs.lean import import_keras
 
@@ -58,14 +58,22 @@ class FeatureWorker:
         self._batch = max(1, min(GPU_BATCH if spec else CPU_BATCH, fitting))
         self._engine: Engine | None = None
 
-    def load(self, graph: bytes, pictures: NDArray[np.uint8], expected: NDArray[np.float32], mark: str = "") -> str:
+    def load(
+        self,
+        graph: bytes,
+        pictures: NDArray[np.uint8],
+        expected: NDArray[np.float32],
+        mark: str = "",
+        precision: str = "float32",
+    ) -> str:
         """Make the backbone ready and prove that it computes here what it computes elsewhere.
 
         Arguments:
             graph: its ONNX.
             pictures: uint8 (G, H, W, 3).
-            expected: the features that Keras gave for them, float32 (G, D).
+            expected: the features that belong to them, float32 (G, D).
             mark: of the bank's storage, which this machine has to see and to write.
+            precision: what the backbone computes in.
 
         Returns:
             The engine's name.
@@ -86,12 +94,14 @@ class FeatureWorker:
             engine: Engine = load_engine(graph, threads=self._threads, streams=self._threads)
         else:
             engine = keras_engine(self._spec)
-        difference, scale = float(np.abs(engine(pictures) - expected).max()), float(np.abs(expected).max())
-        if not difference <= ENGINE_TOLERANCE * scale:
+        far, most = difference(engine(pictures), expected, precision), TOLERANCES[precision]
+        if not far <= most:
             raise SearchError(
-                f"the features of known pictures must come out the same on every machine, to {ENGINE_TOLERANCE:g} of "
-                f"{scale:g}. Received: a difference of {difference:g} by {engine.name} on {_node_name()}",
-                "Are the packages and drivers of that machine those of the others?",
+                f"the features of known pictures must come out the same on every machine, to {most:g} of their size. "
+                f"Received: a difference of {far:.2g} by {engine.name} in {precision} on {_node_name()}",
+                "Are the packages and drivers of that machine those of the others?"
+                if precision == "float32"
+                else "Has that processor VNNI or AMX, like the others? In float32 it need not.",
             )
         self._engine = engine
         return engine.name

@@ -82,7 +82,8 @@ def feature_pass(
         spec: what `backbone` was frozen from.
         skip_unreadable: go on without pictures that cannot be read, instead of refusing the data set.
         shared: the bank lies where every node can write it, which each worker proves before it gets pictures.
-        gpus_a_worker: the share of a graphics processor that a worker takes where there are any; 0 leaves them out.
+        gpus_a_worker: the share of a graphics processor that a worker takes where there are any; 0 leaves them out, and
+            so does a backbone in int8, which Keras does not compute.
 
     Raises:
         UnreadablePictures: there are some, and they are not to be skipped. The other features are kept.
@@ -97,7 +98,8 @@ def feature_pass(
     reasons: dict[str, str] = {}  # by sha256
     engine = ""
     if missing:
-        slots = [slot for node in nodes for slot in _slots(node, gpus_a_worker)]
+        share = gpus_a_worker if backbone.precision == "float32" else 0.0
+        slots = [slot for node in nodes for slot in _slots(node, share)]
         with progress.bar("features", len(missing), "photos") as advance:
             crew = _Crew(manifest.root, backbone, bank, slots, spec, shared, progress, advance)
             try:
@@ -239,7 +241,8 @@ class _Crew:
         pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
         # Once into Ray's object store, from where each node takes them once.
         mark = bank.store.mark() if shared else ""
-        self._needed = [ray.put(needed) for needed in (backbone.graph(), pixels, expected, mark)]
+        needed = (backbone.graph(), pixels, expected, mark, backbone.precision)
+        self._needed = [ray.put(part) for part in needed]
         for slot in slots:
             self._start(slot)
 

@@ -43,7 +43,12 @@ def check(
             "Name another, or remove it. An interrupted search goes on with --resume.",
         )
     _check_keras(settings)
-    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size)
+    if settings.precision == "int8" and find_spec("onnxruntime") is None:
+        raise UsageError(
+            "precision int8 needs the package onnxruntime, which quantizes the backbone. Received: it is not installed",
+            install_hint("onnxruntime"),
+        )
+    spec = backbone_spec(settings.backbone, settings.weights, settings.image_size, settings.precision)
     manifest = _scan(settings, stages, progress)
     if record is not None:
         manifest = check_same_data(manifest, record)

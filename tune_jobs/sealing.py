@@ -92,6 +92,7 @@ def _contents(
             versions=versions(),
             trained_layers=tuning.layers if tuning and won.trial.best_epoch > tuning.after_epoch else 0,
             augmentation=settings.augment,
+            precision=backbone.precision,
         ),
     )
 

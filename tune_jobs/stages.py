@@ -40,7 +40,8 @@ def run_stages(job: Job) -> RunSummary:
     with job.stages.stage("backbone") as said:
         backbone = find_frozen(job.spec, job.cache, settings.storage_path)
         found = f"found in {_storage(settings)}" if backbone else "frozen"
-        said.append(f"{job.spec.name} at {job.spec.image_size_px} px {found}")
+        in_int8 = "" if job.spec.precision == "float32" else f" in {job.spec.precision}"
+        said.append(f"{job.spec.name} at {job.spec.image_size_px} px{in_int8} {found}")
         backbone = backbone or on_this_node(freeze, job.spec, job.cache)
         check_sealable(settings, job.manifest, backbone)  # The plan knew less where it was not in the cache.
         if settings.resume:
@@ -129,6 +130,7 @@ def _begin(job: Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, 
             "weights_sha256": backbone.weights_sha256,
             "graph_sha256": backbone.graph_sha256,
             "preprocessing": backbone.preprocessing,
+            "precision": backbone.precision,
         },
         "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
     }

@@ -37,7 +37,9 @@ class OpenVINO:
         graph = core.read_model(os.environ["RIVAL_MODEL"])
         graph.reshape({0: [1, SIZE, SIZE, 3]})
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[os.environ["RIVAL_PRECISION"]],
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}[
+                os.environ["RIVAL_PRECISION"]
+            ],
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,

@@ -38,10 +38,10 @@ def _count_or_auto(_context: click.Context, parameter: click.Parameter, value: s
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
+    type=click.Choice([AUTO, "float32", "bfloat16", "int8"]),
+    default=AUTO,
     show_default=True,
-    help="What the engine computes in; bfloat16 must give every golden picture its label.",
+    help="What it computes in; auto: what the bundle was made in.",
 )
 @click.option(
     "--replicas",

@@ -23,7 +23,7 @@ SECTIONS = {
         "resume",
         "dry_run",
     ),
-    "The frozen backbone": ("backbone", "weights", "image_size", "cache", "feature_dtype"),
+    "The frozen backbone": ("backbone", "weights", "image_size", "precision", "cache", "feature_dtype"),
     "The grid": ("size_inner", "learning_rate", "dropout", "batch_size", "weight_decay", "label_smoothing"),
     "Training": ("mode", "epochs", "seed"),
     "With --mode end-to-end": (
@@ -76,6 +76,7 @@ def _backbones(_context: click.Context, _parameter: click.Parameter, incomplete:
 )
 @click.option("--weights", metavar="imagenet|none|FILE", help="Of the backbone; imagenet by default, none is random.")
 @click.option("--image-size", metavar="PX", type=int, help="Side of the square it looks at; 150 for xception.")
+@click.option("--precision", metavar="float32|int8", help="What it computes in: float32; int8 is faster.")
 @click.option("--size-inner", metavar="N,N,...", callback=_numbers(int), help="Units of the inner layer: 10,100,1000.")
 @click.option("--learning-rate", metavar="X,X,...", callback=_numbers(float), help="Of Adam: 0.0001,0.001,0.01,0.1.")
 @click.option("--dropout", metavar="X,X,...", callback=_numbers(float), help="After the inner layer: 0.")

@@ -254,8 +254,8 @@ def test_workers_that_always_die_end_the_pass(run: Pass, photos: Path, monkeypat
 class Crooked(FeatureWorker):
     """A machine whose engine computes something else."""
 
-    def load(self, graph: bytes, pictures: Any, expected: Any, mark: str = "") -> str:
-        return super().load(graph, pictures, expected * 1.01, mark)
+    def load(self, graph: bytes, pictures: Any, expected: Any, *rest: str) -> str:
+        return super().load(graph, pictures, expected * 1.01, *rest)
 
 
 def test_a_machine_that_computes_something_else_is_found(
