@@ -41,6 +41,7 @@ MAX_MODEL_BYTES = (1 << 31) - 1
 
 _DOMAINS = ("", "ai.onnx")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
+_SAME_SIZE = ("Reshape", "QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -362,7 +363,7 @@ def _elements(node: onnx.NodeProto, shapes: dict[str, list[int]], elements: dict
     They do in the Dense layers inside ConvNeXt, which Keras writes as (rows, K) x (K, N) with the rows counted when the
     graph runs.
     """
-    if node.op_type == "Reshape" and node.input[0] in elements:
+    if node.op_type in _SAME_SIZE and node.input[0] in elements:
         return elements[node.input[0]]
     if node.op_type == "MatMul" and node.input[0] in elements and len(shapes.get(node.input[1], ())) == 2:
         inner, outer = shapes[node.input[1]]

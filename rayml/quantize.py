@@ -13,7 +13,6 @@ NNCF 3.4 with its presets gave twice that.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,23 +79,20 @@ def to_int8(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
         plain.write_bytes(graph)
         # Batch normalization becomes part of the layer before it, without which its scale would be rounded twice.
         quant_pre_process(plain, fused, skip_symbolic_shape=True)
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.ERROR)  # It warns on the root logger of what is meant so.
-        try:
-            quantize_static(
-                fused,
-                quantized,
-                Pictures(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(_OPERATORS),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                extra_options={"WeightSymmetric": True},
-            )
-        finally:
-            root.setLevel(level)
+        quantize_static(
+            fused,
+            quantized,
+            Pictures(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"WeightSymmetric": True},
+        )
         made = canonical(parse(quantized.read_bytes()))
+    standard = [entry for entry in made.opset_import if not entry.domain]
+    del made.opset_import[:]  # ONNX Runtime names all that it knows.
+    made.opset_import.extend(standard)
     onnx.checker.check_model(made)
     return bytes(made.SerializeToString(deterministic=True))

@@ -89,13 +89,14 @@ def verify(bundle: Path, engine: str, as_json: bool) -> None:
         "golden": len(predictor.bundle.golden.pictures),
         "largest_difference": difference,
         "engine": predictor.engine.name,
+        "precision": predictor.precision,
     }
     if as_json:
         click.echo(json.dumps(answer))
         return
     click.echo(
         f"{bundle} is whole: {answer['files']} files as sealed, {answer['golden']} golden pictures reproduced by "
-        f"{answer['engine']} (largest difference {difference:.1e} of the largest logit)"
+        f"{answer['engine']} in {answer['precision']} (largest difference {difference:.1e} of the largest logit)"
     )
 
 

@@ -241,6 +241,7 @@ def test_verifying_a_bundle(bundle: Path, tmp_path: Path, run: Any) -> None:
     assert done.returncode == 0
     answer = json.loads(done.stdout)
     assert (answer["engine"], answer["golden"], answer["name"]) == ("onnxruntime", 6, "garments")
+    assert answer["precision"] == "float32"
     changed = Path(shutil.copytree(bundle, tmp_path / "changed"))
     (changed / "golden" / "000.png").write_bytes(b"another")
     assert_refused(run("verify", changed), 2, "golden/000.png must have sha256", "again")

@@ -16,8 +16,10 @@ from rayml.clothing import CLASSES
 from rayml.engines import load_engine
 from rayml.errors import RaymlError
 from rayml.frozen import (
+    TOLERANCES,
     FrozenBackbone,
     default_cache,
+    difference,
     find_frozen,
     freeze,
     freeze_tuned,
@@ -72,6 +74,46 @@ def test_a_backbone_whose_top_was_trained_further(frozen: FrozenBackbone, tmp_pa
     assert (same.graph_sha256, same.weights_sha256) == (frozen.graph_sha256, frozen.weights_sha256)
 
 
+def test_a_backbone_in_int8_is_made_from_the_one_in_float32(frozen: FrozenBackbone, tmp_path: Path) -> None:
+    spec = backbone_spec("tiny", precision="int8")
+    made = freeze(spec, tmp_path)
+    assert made.folder == frozen_folder(spec, tmp_path) and "-int8-" in made.folder.name
+    assert load_frozen(made.folder) == find_frozen(spec, tmp_path) == made
+    assert (made.precision, frozen.precision) == ("int8", "float32")
+    assert made.weights_sha256 == frozen.weights_sha256 and made.graph_sha256 != frozen.graph_sha256
+    assert freeze(SPEC, tmp_path) == frozen  # Found there, as it was.
+    pictures, features = made.golden()
+    exact_pictures, exact = frozen.golden()
+    assert pictures == exact_pictures
+    pixels = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    np.testing.assert_allclose(load_engine(made.graph(), threads=1)(pixels), features, rtol=0, atol=1e-5)
+    assert 1e-3 < difference(features, exact, "int8") < TOLERANCES["int8"]
+    # With nothing there, both are made.
+    assert freeze(spec, tmp_path / "other").graph_sha256 == made.graph_sha256
+    assert load_frozen(frozen_folder(SPEC, tmp_path / "other")) is not None
+
+
+def test_what_int8_loses_too_much_of_is_refused(
+    frozen: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    black = np.zeros((4, 64, 64, 3), np.uint8)  # The range of values that it shows fits no other picture.
+    monkeypatch.setattr("rayml.quantize.calibration_pixels", lambda _: black)
+    with pytest.raises(RaymlError, match=r"tiny loses too much in int8 .* at most 0\.25 .* Received: ") as caught:
+        freeze(backbone_spec("tiny", precision="int8"), tmp_path)
+    assert "--precision int8" in caught.value.hint
+    assert [path.name for path in (tmp_path / "backbones").iterdir()] == [frozen.folder.name]
+
+
+def test_the_difference_of_features() -> None:
+    expected = np.array([[0, 4], [2, 0]], np.float32)
+    assert difference(expected, expected) == difference(expected, expected, "int8") == 0
+    assert difference(expected + np.float32([[0, 1], [0, 0]]), expected) == 0.25  # Of the largest feature.
+    # Variances of 1 and 4 over the pictures, and a mean square difference of 1 / 4.
+    assert difference(expected + np.float32([[0, 1], [0, 0]]), expected, "int8") == pytest.approx((0.25 / 2.5) ** 0.5)
+    broken = np.full_like(expected, np.nan)
+    assert not difference(broken, expected) <= 1 and not difference(broken, expected, "int8") <= 1
+
+
 def test_whatever_decides_the_graph_names_the_folder(tmp_path: Path) -> None:
     weights = tmp_path / "some.weights.h5"
     weights.write_bytes(b"\x89HDF\r\n\x1a\none")
@@ -83,11 +125,12 @@ def test_whatever_decides_the_graph_names_the_folder(tmp_path: Path) -> None:
             ("mobilenet_v2", "none", 96),
             ("mobilenet_v2", "imagenet", 96),
             ("mobilenet_v2", str(weights), 96),
+            ("tiny", None, 64, "int8"),
         )
     ]
     weights.write_bytes(b"\x89HDF\r\n\x1a\ntwo")
     folders.append(frozen_folder(backbone_spec("mobilenet_v2", str(weights), 96), tmp_path))
-    assert len(set(folders)) == 6
+    assert len(set(folders)) == 7
     # Its content, not its place.
     moved = weights.rename(tmp_path / "other.weights.h5")
     assert frozen_folder(backbone_spec("mobilenet_v2", str(moved), 96), tmp_path) == folders[-1]

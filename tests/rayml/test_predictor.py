@@ -9,11 +9,13 @@ import pytest
 
 from rayml.bundle import Bundle, Golden
 from rayml.bundle_writer import write_bundle
-from rayml.errors import BundleError, InputError
+from rayml.engines import load_engine
+from rayml.errors import BundleError, InputError, UsageError
 from rayml.graph import attach_head
-from rayml.images import ImageLimits
+from rayml.images import ImageLimits, load_pixels
 from rayml.metrics import softmax
 from rayml.predictor import GOLDEN_TOLERANCE, GOLDEN_TOLERANCES, Predictor
+from rayml.quantize import to_int8
 from tests.rayml import small
 
 
@@ -133,6 +135,65 @@ def test_bfloat16_may_miss_by_more_but_not_by_a_label(tmp_path: Path) -> None:
     other.precision = "bfloat16"
     with pytest.raises(BundleError, match="1 of 6"):
         other.check_golden()
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose golden logits are those that its graph in int8 gives."""
+    folder = tmp_path_factory.mktemp("int8")
+    model = attach_head(to_int8(small.backbone().SerializeToString(), small.pictures(32, seed=9)), small.head())
+    made = small.contents(model=model)
+    pixels = np.stack([load_pixels(data, small.SIZE_PX) for data in made.golden.pictures])
+    logits = load_engine(model, threads=1)(pixels)
+    return write_bundle(folder / "b", replace(made, golden=Golden(made.golden.pictures, logits)))
+
+
+def test_a_bundle_is_computed_in_what_it_was_made_in(bundle: Bundle, int8: Bundle) -> None:
+    assert (bundle.precision, int8.precision) == ("float32", "int8")
+    assert Predictor(int8).precision == Predictor(int8, precision="int8").precision == "int8"
+    assert Predictor(bundle).precision == Predictor(bundle, precision="float32").precision == "float32"
+    assert Predictor(int8).check_golden() < 1e-5
+    for engine in ("openvino", "onnxruntime"):  # Each rounds in its own way.
+        assert Predictor(int8, engine).check_golden() < GOLDEN_TOLERANCES["int8"]
+    with pytest.raises(
+        BundleError, match="int8 needs a bundle whose backbone is in int8. Received: one in float32"
+    ) as c:
+        Predictor(bundle, precision="int8")
+    assert "rayml tune DATA --out RUN --precision int8" in c.value.hint
+    for other in ("float32", "bfloat16"):
+        with pytest.raises(BundleError, match=f"{other} needs a bundle in float32. Received: one in int8"):
+            Predictor(int8, precision=other)
+    with pytest.raises(UsageError, match="precision must be one of auto, float32, bfloat16, int8. Received: 'int4'"):
+        Predictor(bundle, precision="int4")
+
+
+def test_int8_may_miss_as_two_roundings_do(int8: Bundle) -> None:
+    golden, scale = int8.golden.logits, max(1.0, float(np.abs(int8.golden.logits).max()))
+    allowed = GOLDEN_TOLERANCES["int8"] * scale
+
+    def judged(change: np.ndarray) -> float:
+        predictor = Predictor(replace(int8, golden=Golden(int8.golden.pictures, (golden + change).astype(np.float32))))
+        return predictor.check_golden()
+
+    assert judged(np.full((6, 3), 0.9 * allowed)) == pytest.approx(0.9 * GOLDEN_TOLERANCES["int8"], rel=0.3)
+    with pytest.raises(BundleError, match="in int8 must reproduce the golden logits within 0.15") as caught:
+        judged(np.full((6, 3), 1.2 * allowed))
+    assert "VNNI" in caught.value.hint
+    # Two classes change places: by less than roundings may be, or by more.
+    ordered = np.sort(golden, axis=1)
+    picture = int(np.argmin(ordered[:, -1] - ordered[:, -2]))
+    second, first = np.argsort(golden[picture])[-2:]
+    gap = float(golden[picture, first] - golden[picture, second])
+    assert gap < 0.5 * allowed
+
+    def exchanged(lead: float) -> np.ndarray:
+        change = np.zeros((6, 3))
+        change[picture, [second, first]] = np.array([1, -1]) * (gap + lead) / 2
+        return change
+
+    judged(exchanged(0.9 * allowed))
+    with pytest.raises(BundleError, match="1 of 6 pictures differ"):
+        judged(exchanged(1.1 * allowed))
 
 
 def test_another_head_does_not_pass_for_the_golden_one(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def test_pictures_go_together_only_where_that_is_quicker(
     assert model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis])) == before
 
 
+def test_a_version_is_computed_in_the_precision_asked_for(bundle: Bundle) -> None:
+    assert ServedModel(NAME, 1, bundle, "auto", 1, RequestLimits())._predictor.precision == "float32"
+    with pytest.raises(BundleError, match="int8 needs a bundle whose backbone is in int8"):
+        ServedModel(NAME, 1, bundle, "auto", 1, RequestLimits(), "int8")
+
+
 def test_a_version_whose_files_have_gone_answers_on(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "copy")
     model = ServedModel(NAME, 1, tmp_path / "copy", "auto", 1, RequestLimits())

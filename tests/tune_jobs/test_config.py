@@ -65,6 +65,8 @@ def test_plain_values_become_settings() -> None:
         ({"trial_gpus": 0.00001}, "trial_gpus must be 0, a share of 0.0001 to 1, or whole. Received: 1e-05"),
         ({"trial_gpus": float("inf")}, "trial_gpus must be 0, a share of 0.0001 to 1, or whole. Received: inf"),
         ({"trial_cpus": 0.00001}, "trial_cpus must be at least 0.0001. Received: 1e-05"),
+        ({"precision": "int4"}, "precision must be one of float32, int8. Received: int4"),
+        ({"precision": "int8", "mode": "end-to-end"}, "precision needs mode features. Received: int8 in mode end-to-"),
         ({"feature_dtype": "bfloat16"}, "feature_dtype must be one of float32, float16. Received: bfloat16"),
         ({"feature_dtype": "float16", "mode": "end-to-end"}, "feature_dtype needs mode features. Received: float16"),
         ({"feature_gpus": -0.1}, "feature_gpus must be 0, or a share of 0.0001 to 1. Received: -0.1"),

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,35 @@ def test_a_suspect_is_computed_by_a_worker_with_nothing_else_in_hand() -> None:
     assert hand_out() == [["3.jpg"], ["4.jpg", "5.jpg"]]  # It gets nothing else until it is done.
     free.running.popitem()
     assert hand_out() == [["3.jpg"], ["4.jpg", "0.jpg"]]
+
+
+def test_int8_is_computed_on_processors(
+    frozen: FrozenBackbone, photos: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = backbone_spec("tiny", precision="int8")
+    int8 = freeze(spec, tmp_path / "cache")
+    manifest, bank = scan_labelled(photos, LABELS), FeatureBank.of(int8, tmp_path / "cache")
+    given: list[tuple[int, float]] = []
+
+    def slots(node: Node, share: float) -> list[_Slot]:
+        given.append((node.gpus, share))
+        return _slots(replace(node, gpus=0), share)
+
+    monkeypatch.setattr("tune_jobs.features._slots", slots)
+    here = [replace(node, gpus=1) for node in nodes(ray_cluster)]
+    result = feature_pass(manifest, int8, bank, here, spec=spec, skip_unreadable=False, progress=QUIET)
+    assert (result.computed, result.engine, given) == (12, "openvino", [(1, 0.0)])
+    pixels = np.stack([load_pixels((photos / photo.path).read_bytes(), 64) for photo in manifest.photos])
+    rows = bank.rows([photo.sha256 for photo in manifest.photos])
+    np.testing.assert_allclose(rows, load_engine(int8.graph(), threads=1)(pixels), rtol=0, atol=1e-5)
+    # Bit by bit it need not be the same on every machine, but nearly.
+    worker = FeatureWorker(64, 1, None, None)
+    pictures, expected = int8.golden()
+    known = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    assert worker.load(int8.graph(), known, frozen.golden()[1], "", "int8") == "openvino"
+    with pytest.raises(SearchError, match=r"to 0\.25 of their size\. .* by openvino in int8 on .*") as caught:
+        worker.load(int8.graph(), known, expected[::-1].copy(), "", "int8")
+    assert "VNNI" in caught.value.hint
 
 
 def test_slots_share_a_nodes_processors_out() -> None:

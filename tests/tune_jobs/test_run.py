@@ -170,6 +170,32 @@ def test_a_second_run_finds_its_features_and_gives_the_same(summary: RunSummary,
         assert (again.bundle / name).read_bytes() == (summary.bundle / name).read_bytes()
 
 
+def test_a_search_in_int8(summary: RunSummary, folder: Path) -> None:
+    """The head learns from what int8 gives, is scored on it and served with it."""
+    made = run_tune(one_at_a_time(folder, out=folder / "int8", precision="int8"), QUIET)
+    assert (made.computed, made.cached) == (180, 0)  # Other features than those in float32.
+    record = json.loads((made.run / "run.json").read_text())
+    assert (record["settings"]["precision"], record["backbone"]["precision"]) == ("int8", "int8")
+    predictor = Predictor(made.bundle)
+    assert predictor.precision == "int8" and predictor.check_golden() < 1e-4
+    model, plain = (run.bundle / "model.onnx" for run in (made, summary))
+    assert model.stat().st_size < 0.4 * plain.stat().st_size
+    figures = evaluate(predictor, folder / "photos" / "validation", QUIET)
+    assert figures["accuracy"] == made.best.val_accuracy > 0.4
+    assert "quantized to int8 before the head learned from it" in (made.bundle / "MODEL_CARD.md").read_text()
+    with pytest.raises(UsageError, match="precision int8 where the run has float32"):
+        run_tune(one_at_a_time(folder, out=summary.run, resume=True, precision="int8"), QUIET)
+
+
+def test_int8_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.prechecks.find_spec", lambda name: None if name == "onnxruntime" else name)
+    for function in (run_tune, plan_tune):
+        with pytest.raises(UsageError, match="int8 needs the package onnxruntime, .* Received: it is not ") as caught:
+            function(one_at_a_time(tmp_path, precision="int8"), QUIET)
+        assert '".[onnxruntime]"' in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_another_machine_finds_the_features_on_the_storage(
     summary: RunSummary, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
