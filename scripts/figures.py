@@ -32,6 +32,7 @@ NAMES = {
     "flask_keras": "Flask and gunicorn, Keras `predict`",
 }
 SERVED = re.compile(r"serving_(?!start)\w+")
+LOWER = ("_bfloat16", "_int8")
 Result = dict[str, Any]
 
 
@@ -169,6 +170,27 @@ def serving(result: Result, name: str) -> Iterator[str]:
     yield f"`python bench/serving.py BUNDLE PHOTOS`, the same photos for all: {where(result, name)}."
 
 
+def int8(result: Result, name: str) -> Iterator[str]:
+    """bench/int8.py: the same search's bundle in float32 and in int8."""
+    figures, times = result["figures"], result["by_float32"]
+    counts = list(times)
+    yield (
+        f"| {result['bundle']}, {counted(result['rounds'])} of {result['seconds']:g} s | "
+        + " | ".join(f"requests/s at {n}" for n in counts)
+        + f" | processor ms a request at {counts[1]} | accuracy on {result['photos']:,} photos | graph |"
+    )
+    yield "|---" * (len(counts) + 4) + "|"
+    for precision, one in figures.items():
+        cells = [number(median(one[n]["per_s"])) for n in counts] + [number(median(one[counts[1]]["cpu_ms"]))]
+        cells += [f"{result['accuracy'][precision]:.4f}", f"{result['graph_bytes'][precision] / 1e6:.1f} MB"]
+        yield f"| {precision} | " + " | ".join(cells) + " |"
+    cells = [f"{median(times[n]['per_s']):.2f}" for n in counts] + [f"{median(times[counts[1]]['cpu_ms']):.2f}"]
+    yield "| int8, of float32's | " + " | ".join(cells) + " | | |"
+    yield ""
+    yield from _missed(result["claims"])
+    yield f"`python bench/int8.py RUN/best RUN8/best PHOTOS`: {where(result, name)}."
+
+
 def start(result: Result, name: str) -> Iterator[str]:
     """bench/serving_start.py: how soon and how large."""
     replica = next(one for one in result["processes"] if one["name"].startswith("ServeReplica"))
@@ -208,6 +230,10 @@ def tables(found: dict[str, Result]) -> Iterator[str]:
             "second line shows what that gains, its distance to the third what the server costs."
         )
     yield from served
+    quantized = {name: one for name, one in found.items() if name.startswith("int8_")}
+    if quantized:
+        yield "The same search and server with `--precision int8` and without; medians, ratios within each round."
+    yield from ("\n".join(int8(one, name)) for name, one in quantized.items())
     starts = {name: one for name, one in found.items() if name.startswith("serving_start")}
     if starts:
         head = (
@@ -226,7 +252,7 @@ def summary(found: dict[str, Result]) -> Iterator[str]:
     """What a reader of the README asks first: what a search takes, what serving takes, and whether all is so."""
     if "grid" in found:
         yield "\n".join(_searches(found["grid"]))
-    served = {name: one for name, one in found.items() if SERVED.fullmatch(name) and "bfloat16" not in name}
+    served = {name: one for name, one in found.items() if SERVED.fullmatch(name) and not name.endswith(LOWER)}
     if served:
         yield "\n".join(_servers(list(served.values())))
     for name, one in found.items():
@@ -235,6 +261,14 @@ def summary(found: dict[str, Result]) -> Iterator[str]:
             yield (
                 f"A replica with {one['bundle']} is ready {number(one['replica_ready_s'])} s after its start and holds "
                 f"{number(replica['rss_mb'])} MB."
+            )
+    for name, one in found.items():
+        if name.startswith("int8_mobilenet"):  # Xception's weights are random: no accuracy to speak of.
+            times, accuracy = one["by_float32"]["8"], one["accuracy"]
+            yield (
+                f"With `rayml tune --precision int8` the server answers {median(times['per_s']):.2f} times as often at "
+                f"{median(times['cpu_ms']):.2f} of the processor time ({one['bundle']}, 8 connections); validation "
+                f"accuracy {accuracy['int8']:.3f}, in float32 {accuracy['float32']:.3f}."
             )
     claims = [holds for one in found.values() for holds in one.get("claims", {}).values()]
     yield (

@@ -1,4 +1,4 @@
-"""The whole way on real photos, as a person runs it: about two minutes on two cores."""
+"""The whole way on real photos, as a person runs it: about two minutes on two cores, and one more in int8."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 MAX_RESIDENT_BYTES = 2.5 * 2**30
 WANTED_ACCURACY = 0.86
@@ -64,14 +65,17 @@ class PeakMemory:
                     continue
 
 
-def test_a_grid_on_real_photos(clothing_data: Path, mobilenet_weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_grid_on_real_photos(clothing_data: Path, mobilenet_weights: Path, tmp_path: Path, precision: str) -> None:
     run, mark = tmp_path / "run", f"rayml-run-{os.getpid()}"
     environment = {**os.environ, "RAYML_TEST_MARK": mark, "RAYML_CACHE": str(tmp_path / "cache")}
     command = rayml("tune", clothing_data, "--backbone", "mobilenet_v2", "--weights", mobilenet_weights)
-    command += ["--image-size", "224", "--out", str(run), "--json"]
+    command += ["--image-size", "224", "--precision", precision, "--out", str(run), "--json"]
     with PeakMemory(mark) as memory:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
     print(done.stderr, memory.bytes / 2**20, "MiB", memory.largest)
+    if "loses too much in int8 on this processor" in done.stderr:
+        pytest.skip("a processor without VNNI and AMX, as rayml said")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert len(summary["trials"]) == 12
@@ -104,4 +108,5 @@ def test_a_grid_on_real_photos(clothing_data: Path, mobilenet_weights: Path, tmp
         check=True,
         timeout=120,
     )
-    assert json.loads(verified.stdout)["largest_difference"] < 1e-3
+    said = json.loads(verified.stdout)
+    assert said["largest_difference"] < 1e-3 and said["precision"] == precision

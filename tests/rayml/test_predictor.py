@@ -156,14 +156,14 @@ def test_a_bundle_is_computed_in_what_it_was_made_in(bundle: Bundle, int8: Bundl
     for engine in ("openvino", "onnxruntime"):  # Each rounds in its own way.
         assert Predictor(int8, engine).check_golden() < GOLDEN_TOLERANCES["int8"]
     with pytest.raises(
-        BundleError, match="int8 needs a bundle whose backbone is in int8. Received: one in float32"
-    ) as c:
+        BundleError, match=r"int8 needs a bundle whose backbone is in int8\. Received: one in float32"
+    ) as caught:
         Predictor(bundle, precision="int8")
-    assert "rayml tune DATA --out RUN --precision int8" in c.value.hint
+    assert "rayml tune DATA --out RUN --precision int8" in caught.value.hint
     for other in ("float32", "bfloat16"):
-        with pytest.raises(BundleError, match=f"{other} needs a bundle in float32. Received: one in int8"):
+        with pytest.raises(BundleError, match=rf"{other} needs a bundle in float32\. Received: one in int8"):
             Predictor(int8, precision=other)
-    with pytest.raises(UsageError, match="precision must be one of auto, float32, bfloat16, int8. Received: 'int4'"):
+    with pytest.raises(UsageError, match=r"one of auto, float32, bfloat16, int8\. Received: 'int4'"):
         Predictor(bundle, precision="int4")
 
 
@@ -176,7 +176,7 @@ def test_int8_may_miss_as_two_roundings_do(int8: Bundle) -> None:
         return predictor.check_golden()
 
     assert judged(np.full((6, 3), 0.9 * allowed)) == pytest.approx(0.9 * GOLDEN_TOLERANCES["int8"], rel=0.3)
-    with pytest.raises(BundleError, match="in int8 must reproduce the golden logits within 0.15") as caught:
+    with pytest.raises(BundleError, match=r"in int8 must reproduce the golden logits within 0\.15") as caught:
         judged(np.full((6, 3), 1.2 * allowed))
     assert "VNNI" in caught.value.hint
     # Two classes change places: by less than roundings may be, or by more.

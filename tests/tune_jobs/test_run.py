@@ -190,7 +190,7 @@ def test_a_search_in_int8(summary: RunSummary, folder: Path) -> None:
 def test_int8_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_jobs.prechecks.find_spec", lambda name: None if name == "onnxruntime" else name)
     for function in (run_tune, plan_tune):
-        with pytest.raises(UsageError, match="int8 needs the package onnxruntime, .* Received: it is not ") as caught:
+        with pytest.raises(UsageError, match=r"int8 needs the package onnxruntime, .* Received: it is not ") as caught:
             function(one_at_a_time(tmp_path, precision="int8"), QUIET)
         assert '".[onnxruntime]"' in caught.value.hint
     assert not (tmp_path / "run").exists()
