@@ -32,11 +32,10 @@ _HAS_LENGTH, _HAS_PIECES = "{ req.hdr_val(content-length) gt 0 }", "{ req.hdr_cn
 # What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
 PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
 PREDICTION_ENDS = (":predict", "/infer")
+_PREDICTION_PATH = f"path,url_dec -m str {' '.join(PREDICTION_PATHS)}"
+_PREDICTION_END = f"path,url_dec -m end {' '.join(PREDICTION_ENDS)}"
 # What is refused there for its method anyway is left to the replica, which says so.
-_ASKS_FOR_A_PAGE = (
-    "{ method GET HEAD } "
-    f"!{{ path,url_dec -m str {' '.join(PREDICTION_PATHS)} }} !{{ path,url_dec -m end {' '.join(PREDICTION_ENDS)} }}"
-)
+_ASKS_FOR_A_PAGE = f"{{ method GET HEAD }} !{{ {_PREDICTION_PATH} }} !{{ {_PREDICTION_END} }}"
 # Keys of the table that counts them.
 _BEGUN, _ANSWERED = 1, 2
 # One beyond the replicas' places still comes through to be refused there, so that their metrics tell of the crowd.
@@ -194,8 +193,8 @@ def _room(settings: ProxySettings) -> str:
     condition = f"{asks} {{ int({_BEGUN}),table_conn_cur,sub(txn.answered),sub(txn.places) ge 0 }}"
     lines = [
         "stick-table type integer size 2 store conn_cur",
-        f"acl is_prediction path,url_dec -m str {' '.join(PREDICTION_PATHS)}",
-        f"acl is_prediction path,url_dec -m end {' '.join(PREDICTION_ENDS)}",
+        f"acl is_prediction {_PREDICTION_PATH}",
+        f"acl is_prediction {_PREDICTION_END}",
         f"http-request set-var(txn.places) nbsrv,mul({places})",
         f"http-request set-var(txn.answered) int({_ANSWERED}),table_conn_cur",
         *_either("http-request", 503, *_RAY_ERRORS[503], settings.retry_after_s, condition=condition),
