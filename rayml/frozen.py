@@ -239,7 +239,7 @@ def _freeze_int8(exact: FrozenBackbone, folder: Path) -> FrozenBackbone:
         raise RaymlError(
             f"{exact.name} loses too much in int8 on this processor: expected an error of its features of at most "
             f"{most:g} of what tells pictures apart. Received: {far:.2g}, by {engine.name}",
-            "Leave --precision int8 out, or use a processor with VNNI or AMX: its sums of 8-bit products do not overflow.",
+            "Leave --precision int8 out, or use a processor with VNNI or AMX, whose 8-bit products do not overflow.",
         )
     described = {
         "name": exact.name,
