@@ -183,6 +183,7 @@ def test_a_search_in_int8(summary: RunSummary, folder: Path) -> None:
     figures = evaluate(predictor, folder / "photos" / "validation", QUIET)
     assert figures["accuracy"] == made.best.val_accuracy > 0.4
     assert "quantized to int8 before the head learned from it" in (made.bundle / "MODEL_CARD.md").read_text()
+    assert "tiny at 64 px in int8" in (made.run / "report.html").read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="precision int8 where the run has float32"):
         run_tune(one_at_a_time(folder, out=summary.run, resume=True, precision="int8"), QUIET)
 

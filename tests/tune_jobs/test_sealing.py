@@ -31,6 +31,7 @@ def test_a_large_confusion_is_left_out(tmp_path: Path, classes: int) -> None:
         golden=lambda: (pictures, features),
         graph=lambda: small.backbone().SerializeToString(),
         name=made.backbone_name,
+        precision="float32",
         image_size_px=made.image_size_px,
         weights_sha256=made.weights_sha256,
         preprocessing=made.preprocessing,
