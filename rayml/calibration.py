@@ -46,7 +46,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         return cross_entropy(values / math.exp(log_temperature), labels)
 
     bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=bounds, args=(), method="bounded", options={"xatol": 1e-6})
     # The bounded search never lands on a bound itself: where a bound is better, it is the answer.
     best = min((float(found.x), *bounds), key=loss)
     return float(min(max(math.exp(best), MIN_TEMPERATURE), MAX_TEMPERATURE))

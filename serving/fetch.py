@@ -120,6 +120,8 @@ class Fetcher:
         if port not in _PORTS.values():
             raise _refused("A URL's port must be 80 or 443.")
         host = parts.hostname
+        if ("[" in parts.netloc) != (":" in host):  # Python 3.10 takes anything in brackets.
+            raise _refused("A URL must be well-formed.")
         if not is_public_name(host) or not any(matches(host, pattern) for pattern in self._allowed):
             raise _refused("A URL's host must be one that the operator allows.")
         request = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -92,7 +92,7 @@ class SearchSettings:
         UsageError: names the setting, what it may be and what came.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # Python 3.10 needs to be told what is in it.
 
     data: Path
     out: Path

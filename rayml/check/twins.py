@@ -90,7 +90,7 @@ def near_groups(hashes: NDArray[np.uint64], means: NDArray[np.uint8]) -> list[li
     Returns:
         Ascending numbers, the group with the smallest first.
     """
-    group = np.arange(len(hashes))
+    group: NDArray[np.signedinteger] = np.arange(len(hashes))
     for bucket in _buckets(hashes):
         for rows, columns in _blocks(bucket):
             near = np.bitwise_count(hashes[rows][:, None] ^ hashes[columns][None, :]) <= MAX_BITS

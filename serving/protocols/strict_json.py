@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 import re
@@ -93,11 +94,13 @@ def from_base64(text: str, name: str) -> bytes:
     Raises:
         InputError: 400, code `bad_base64`.
     """
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    data = None
+    with contextlib.suppress(binascii.Error, ValueError):
+        data = base64.b64decode(text, validate=True)
+    if data is None or (text and not data):  # Python 3.10 takes padding alone for nothing.
         message = f"{name} must be base64 (RFC 4648, with padding, no line breaks)."
-        raise InputError(message, code="bad_base64") from None
+        raise InputError(message, code="bad_base64")
+    return data
 
 
 def _check_structure(body: bytes, expected: str, max_values: int) -> None:
