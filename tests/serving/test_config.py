@@ -8,7 +8,8 @@ import pytest
 
 from rayml.cores import usable_cores
 from rayml.errors import UsageError
-from serving.config import ServeSettings
+from rayml.predictor import AUTO, GOLDEN_TOLERANCES
+from serving.config import PRECISIONS, ServeSettings
 from serving.limits import RequestLimits
 
 
@@ -84,6 +85,13 @@ def test_settings_survive_json() -> None:
 def test_the_image_limits_are_the_same_numbers() -> None:
     limits = RequestLimits(max_image_bytes=7, max_pixels=9)
     assert (limits.image.max_bytes, limits.image.max_pixels) == (7, 9)
+
+
+def test_the_precisions_are_those_that_a_bundle_can_be_judged_in() -> None:
+    assert PRECISIONS == (AUTO, *GOLDEN_TOLERANCES)
+    assert [ServeSettings(precision=each).precision for each in PRECISIONS] == list(PRECISIONS)
+    with pytest.raises(UsageError, match="precision must be one of auto, float32, bfloat16, int8"):
+        ServeSettings(precision="int4")
 
 
 def test_settings_in_json_may_leave_things_out() -> None:
