@@ -88,7 +88,7 @@ def test_the_image_limits_are_the_same_numbers() -> None:
 
 
 def test_the_precisions_are_those_that_a_bundle_can_be_judged_in() -> None:
-    assert PRECISIONS == (AUTO, *GOLDEN_TOLERANCES)
+    assert (AUTO, *GOLDEN_TOLERANCES) == PRECISIONS
     assert [ServeSettings(precision=each).precision for each in PRECISIONS] == list(PRECISIONS)
     with pytest.raises(UsageError, match="precision must be one of auto, float32, bfloat16, int8"):
         ServeSettings(precision="int4")
