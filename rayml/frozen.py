@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
 from rayml.engines.base import import_package
-from rayml.errors import RaymlError
+from rayml.errors import RaymlError, first_line
 from rayml.images import load_pixels, preprocessing_id
 from rayml.storage import open_store
 
@@ -158,7 +158,9 @@ def freeze(spec: BackboneSpec, cache: Path) -> FrozenBackbone:
 
     Raises:
         WeightsError: as `rayml.backbones.build_base`.
-        RaymlError: the engine does not reproduce Keras' features, or the cache cannot be written.
+        MissingPackage: int8 needs ONNX Runtime, which is not installed.
+        RaymlError: the engine does not reproduce Keras' features, int8 loses too much of them or cannot be made, or the
+            cache cannot be written.
     """
     from rayml.backbones import build_base, weights_sha256
 
@@ -230,7 +232,15 @@ def _freeze_int8(exact: FrozenBackbone, folder: Path) -> FrozenBackbone:
     from rayml.quantize import calibration_pixels, to_int8
 
     pictures, expected = exact.golden()
-    graph = to_int8(exact.graph(), calibration_pixels(exact.image_size_px))
+    try:
+        graph = to_int8(exact.graph(), calibration_pixels(exact.image_size_px))
+    except RaymlError:
+        raise
+    except Exception as error:  # ONNX Runtime's share no base class below it.
+        raise RaymlError(
+            f"{exact.name} must be quantized to int8. Received: {first_line(error)}",
+            "Is there room in the temporary folder (TMPDIR)? Otherwise leave --precision int8 out.",
+        ) from None
     engine = load_engine(graph)
     pixels = np.stack([load_pixels(pictures[name], exact.image_size_px) for name in sorted(pictures)])
     features = engine(pixels)  # (G, D)

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rayml.errors import RaymlError, SearchError, UsageError, first_line
 T = TypeVar("T")
 
 LOCAL_STARTS = 3  # Ray gives its processes 30 seconds, fixed in its code: a busy machine may need more than one try.
+_END_TIMEOUT_S = 5.0  # For a task that was cancelled.
 CONNECT_TIMEOUT_S = 5.0  # A Ray head that does not take a TCP connection in this time is not there.
 
 # What every process of the search inherits, unless it is set here. TensorFlow reports its processor's abilities on each
@@ -196,10 +198,23 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
+def _result(task: Any) -> Any:
+    """What a task returns. Ctrl-C ends it first: until then it writes."""
+    import ray
+
+    try:
+        return ray.get(task)
+    except KeyboardInterrupt:
+        ray.cancel(task, force=True)
+        ray.wait([task], timeout=_END_TIMEOUT_S)
+        raise
+
+
 def on_this_node(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a process of its own on the driver's machine, so that what it imports goes with it.
 
-    Keras runs on TensorFlow there, whatever trials use: through it Keras gives its graphs to ONNX.
+    Keras runs on TensorFlow there, whatever trials use: through it Keras gives its graphs to ONNX. What it writes to
+    its temporary folder, some hundred MB for a large network, goes with it, also when it is killed by Ctrl-C.
 
     Raises:
         RaymlError: what the function raised.
@@ -212,21 +227,20 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
     # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give. The second try is ours:
     # Ray would try again without end where it was itself that killed the process, for want of memory.
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
-    if keras_backend() != "tensorflow":
-        options["runtime_env"] = {"env_vars": {"KERAS_BACKEND": "tensorflow"}}
-    task = ray.remote(function).options(**options)
     died = ""
     for _ in range(2):
         try:
-            result: T = ray.get(task.remote(*arguments))
+            with tempfile.TemporaryDirectory(prefix="rayml-", ignore_cleanup_errors=True) as scratch:
+                variables = {"KERAS_BACKEND": "tensorflow", "TMPDIR": scratch}
+                task = ray.remote(function).options(**options, runtime_env={"env_vars": variables})
+                result: T = _result(task.remote(*arguments))
+                return result
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RaymlError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:  # E.g. killed by the system, or by Ray where memory ran out.
             died = " ".join(str(error).split())[:200]
-        else:
-            return result
     raise SearchError(
         f"the process that builds the backbone died ({died})",
         "Is there memory enough on the machine of the driver? Look with `free -m` and `dmesg`, and try again.",

@@ -104,6 +104,17 @@ def test_what_int8_loses_too_much_of_is_refused(
     assert [path.name for path in (tmp_path / "backbones").iterdir()] == [frozen.folder.name]
 
 
+def test_what_cannot_be_quantized_is_said(
+    frozen: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = np.zeros((4, 32, 32, 3), np.uint8)  # ONNX Runtime refuses them with an error of its own.
+    monkeypatch.setattr("rayml.quantize.calibration_pixels", lambda _: small)
+    with pytest.raises(RaymlError, match=r"tiny must be quantized to int8\. Received: .") as caught:
+        freeze(backbone_spec("tiny", precision="int8"), tmp_path)
+    assert "TMPDIR" in caught.value.hint and "\n" not in caught.value.message
+    assert [path.name for path in (tmp_path / "backbones").iterdir()] == [frozen.folder.name]
+
+
 def test_the_difference_of_features() -> None:
     expected = np.array([[0, 4], [2, 0]], np.float32)
     assert difference(expected, expected) == difference(expected, expected, "int8") == 0

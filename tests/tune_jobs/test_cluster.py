@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +146,45 @@ def test_workers_get_the_backend_of_keras(given: str, passed: str, monkeypatch: 
     with connect("auto"):
         assert os.environ["KERAS_BACKEND"] == passed
     assert calls[0]["runtime_env"]["env_vars"]["KERAS_BACKEND"] == passed
+
+
+def _write(ends: bool) -> str:
+    (Path(tempfile.mkdtemp()) / "weights").write_bytes(b"x")
+    if ends:
+        return tempfile.gettempdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def _write_and_wait(begun: str) -> None:
+    _write(True)
+    Path(begun).touch()
+    time.sleep(600)
+
+
+def test_a_process_of_its_own_leaves_nothing_in_the_temporary_folder(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assert Path(on_this_node(_write, True)).parent == tmp_path / "temporary"
+    with pytest.raises(SearchError, match="the process that builds the backbone died"):
+        on_this_node(_write, False)
+    begun = tmp_path / "begun"
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job would ignore it.
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            on_this_node(_write_and_wait, str(begun))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_joining_a_ray_by_its_address(ray_cluster: str) -> None:
