@@ -36,7 +36,7 @@ from rayml.backbones import BackboneSpec, backbone_spec
 from rayml.data import Manifest, scan
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
-from rayml.images import load_pixels
+from rayml.images import stack_pixels
 from rayml.progress import Progress
 from tune_jobs.cluster import Node, on_this_node, ray_cluster
 from tune_jobs.feature_worker import FeatureWorker
@@ -106,7 +106,7 @@ def by_ray_data(
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     pictures, expected = backbone.golden()
-    pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
+    pixels = stack_pixels(pictures.values(), backbone.image_size_px)
     needed = [ray.put(value) for value in (backbone.graph(), pixels, expected)]
     wanted = {photo.sha256: str(manifest.root / photo.path) for photo in manifest.photos}
     rows = ray.data.from_items([{"path": path, "sha256": sha256} for sha256, path in wanted.items()])

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
 from rayml.engines.base import import_package
 from rayml.errors import RaymlError, first_line
-from rayml.images import load_pixels, preprocessing_id
+from rayml.images import preprocessing_id, stack_pixels
 from rayml.storage import open_store
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class FrozenBackbone:
         return (self.folder / "backbone.onnx").read_bytes()
 
     def golden(self) -> tuple[dict[str, bytes], NDArray[np.float32]]:
-        """G pictures by file name, as PNG bytes, and the features that belong to them, float32 (G, D)."""
+        """G pictures by file name, in its order, as PNG bytes, and the features that belong to them, float32 (G, D)."""
         pictures = {path.name: path.read_bytes() for path in sorted((self.folder / "golden").glob("*.png"))}
         return pictures, np.load(self.folder / "golden" / "features.npy", allow_pickle=False)
 
@@ -201,11 +201,11 @@ def _freeze(spec: BackboneSpec, base: keras.Model, weights_sha256: str, folder: 
 
     model = feature_model(spec, base)
     pictures: dict[str, bytes] = {}
-    for label in CLASSES:
+    for label in sorted(CLASSES):
         buffer = io.BytesIO()
         draw(label, GOLDEN_SEED, size_px=GOLDEN_PICTURE_SIZE_PX).save(buffer, "PNG")
         pictures[f"{label}.png"] = buffer.getvalue()
-    pixels = np.stack([load_pixels(pictures[name], spec.image_size_px) for name in sorted(pictures)])
+    pixels = stack_pixels(pictures.values(), spec.image_size_px)
     expected = np.asarray(model(pixels, training=False), np.float32)  # (G, D)
     graph = to_onnx(model)
     engine = load_engine(graph)
@@ -242,7 +242,7 @@ def _freeze_int8(exact: FrozenBackbone, folder: Path) -> FrozenBackbone:
             "Is there room in the temporary folder (TMPDIR)? Otherwise leave --precision int8 out.",
         ) from None
     engine = load_engine(graph)
-    pixels = np.stack([load_pixels(pictures[name], exact.image_size_px) for name in sorted(pictures)])
+    pixels = stack_pixels(pictures.values(), exact.image_size_px)
     features = engine(pixels)  # (G, D)
     far, most = difference(features, expected, "int8"), TOLERANCES["int8"]
     if not far <= most:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_pixels",
     "preprocessing_id",
     "read_picture",
+    "stack_pixels",
 ]
 
 # Decoded by libjpeg-turbo through simplejpeg, which takes less time than through Pillow and knows all its scales.
@@ -181,6 +183,11 @@ def load_pixels(data: bytes, image_size_px: int, limits: ImageLimits = DEFAULT_L
         raise too_large("a picture that fits into memory", f"{header.width} x {header.height} pixels") from None
     except Exception:  # Damaged bytes make Pillow raise nearly anything; what it was does not help whoever sent them.
         raise unreadable(f"a {header.format} file whose picture cannot be decoded") from None
+
+
+def stack_pixels(pictures: Iterable[bytes], image_size_px: int) -> NDArray[np.uint8]:
+    """Several pictures by `load_pixels`, one behind the other: uint8 (N, H, W, 3), with H = W = `image_size_px`."""
+    return np.stack([load_pixels(data, image_size_px) for data in pictures])
 
 
 def fit_pixels(pixels: NDArray[np.uint8], image_size_px: int) -> NDArray[np.uint8]:

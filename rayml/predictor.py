@@ -151,7 +151,7 @@ class Predictor:
         """
         golden = self.bundle.golden
         try:
-            pixels = np.stack([images.load_pixels(data, self.bundle.record.image_size_px) for data in golden.pictures])
+            pixels = images.stack_pixels(golden.pictures, self.bundle.record.image_size_px)
         except InputError as error:
             raise BundleError(f"golden pictures must be readable. Received: {error.message}") from None
         logits = self.engine(pixels)

@@ -22,14 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rayml.backbones import BackboneSpec
 from rayml.data import Manifest, Photo, UnreadablePictures
 from rayml.errors import RaymlError, SearchError, first_line
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone
-from rayml.images import load_pixels
+from rayml.images import stack_pixels
 from rayml.progress import Advance, Progress
 from tune_jobs.cluster import Node
 from tune_jobs.feature_worker import FeatureWorker, store
@@ -238,7 +236,7 @@ class _Crew:
         self._left = 0
         self._deaths_in_a_row = 0
         pictures, expected = backbone.golden()
-        pixels = np.stack([load_pixels(pictures[name], backbone.image_size_px) for name in sorted(pictures)])
+        pixels = stack_pixels(pictures.values(), backbone.image_size_px)
         # Once into Ray's object store, from where each node takes them once.
         mark = bank.store.mark() if shared else ""
         needed = (backbone.graph(), pixels, expected, mark, backbone.precision)

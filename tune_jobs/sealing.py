@@ -84,7 +84,7 @@ def _contents(
         temperature=won.temperature,
         model=attach_head(backbone.graph(), won.head),
         head=won.head,
-        golden=Golden(tuple(pictures[name] for name in sorted(pictures)), won.head.logits(features)),
+        golden=Golden(tuple(pictures.values()), won.head.logits(features)),
         notes=CardNotes(
             counts=manifest.counts(),
             weights=Path(settings.weights or ("builtin" if backbone.name == TINY else "imagenet")).name,

@@ -27,7 +27,7 @@ from rayml.frozen import (
     load_frozen,
     share_frozen,
 )
-from rayml.images import load_pixels, preprocessing_id
+from rayml.images import preprocessing_id, stack_pixels
 
 SPEC = backbone_spec("tiny")
 
@@ -51,7 +51,7 @@ def test_what_is_frozen(frozen: FrozenBackbone, tmp_path: Path) -> None:
 def test_golden_features_are_kerass_own(frozen: FrozenBackbone) -> None:
     pictures, features = frozen.golden()
     assert sorted(pictures) == [f"{label}.png" for label in CLASSES]
-    pixels = np.stack([load_pixels(data, 64) for data in pictures.values()])
+    pixels = stack_pixels(pictures.values(), 64)
     np.testing.assert_array_equal(features, np.asarray(feature_model(SPEC)(pixels, training=False)))
     by_engine = load_engine(frozen.graph(), threads=2)(pixels)
     np.testing.assert_allclose(by_engine, features, rtol=0, atol=1e-5 * np.abs(features).max())
@@ -66,7 +66,7 @@ def test_a_backbone_whose_top_was_trained_further(frozen: FrozenBackbone, tmp_pa
     assert tuned.graph_sha256 != frozen.graph_sha256 and tuned.weights_sha256 != frozen.weights_sha256
     base.variables[place].assign(changed)
     pictures, features = tuned.golden()
-    pixels = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    pixels = stack_pixels(pictures.values(), 64)
     np.testing.assert_array_equal(features, np.asarray(feature_model(SPEC, base)(pixels, training=False)))
     assert not np.allclose(features, frozen.golden()[1])
     # Nothing changed is the backbone itself, whatever it was frozen by.
@@ -85,7 +85,7 @@ def test_a_backbone_in_int8_is_made_from_the_one_in_float32(frozen: FrozenBackbo
     pictures, features = made.golden()
     exact_pictures, exact = frozen.golden()
     assert pictures == exact_pictures
-    pixels = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    pixels = stack_pixels(pictures.values(), 64)
     np.testing.assert_allclose(load_engine(made.graph(), threads=1)(pixels), features, rtol=0, atol=1e-5)
     assert 1e-3 < difference(features, exact, "int8") < TOLERANCES["int8"]
     # With nothing there, both are made.

@@ -24,7 +24,7 @@ from rayml.engines import load_engine
 from rayml.errors import DataError, RaymlError, SearchError
 from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, freeze
-from rayml.images import load_pixels
+from rayml.images import load_pixels, stack_pixels
 from rayml.progress import Progress
 from rayml.sample import draw
 from tests.conftest import ROOT
@@ -381,7 +381,7 @@ def test_int8_is_computed_on_processors(
     # Bit by bit it need not be the same on every machine, but nearly.
     worker = FeatureWorker(64, 1, None, None)
     pictures, expected = int8.golden()
-    known = np.stack([load_pixels(pictures[name], 64) for name in sorted(pictures)])
+    known = stack_pixels(pictures.values(), 64)
     assert worker.load(int8.graph(), known, frozen.golden()[1], "", "int8") == "openvino"
     with pytest.raises(SearchError, match=r"to 0\.25 of their size\. .* by openvino in int8 on .*") as caught:
         worker.load(int8.graph(), known, expected[::-1].copy(), "", "int8")
