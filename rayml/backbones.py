@@ -13,7 +13,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,10 +210,10 @@ def weights_sha256(spec: BackboneSpec, base: keras.Model) -> str:
 
 
 def arrays_sha256(base: keras.Model) -> str:
-    """The sha256 of a network's weights by their names and shapes."""
+    """The sha256 of a network's weights by their places and shapes; Keras counts names on from network to network."""
     digest = hashlib.sha256()
-    for variable in base.variables:
-        digest.update(f"{variable.path} {variable.shape}\n".encode())
+    for place, variable in enumerate(base.variables):
+        digest.update(f"{place} {variable.shape}\n".encode())
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()
 
@@ -250,13 +253,28 @@ def build_base(spec: BackboneSpec) -> keras.Model:
                 f"the ImageNet weights of {spec.name} could not be downloaded: {reason}",
                 "Download that file where there is a network and pass it as --weights FILE, or try --weights none.",
             ) from None
-    else:
-        keras.utils.set_random_seed(RANDOM_WEIGHTS_SEED)
+    elif spec.weights_file is not None:
         base = builder(**arguments)
-        if spec.weights_file is not None:
-            _load_weights(base, spec.name, spec.weights_file)
+        _load_weights(base, spec.name, spec.weights_file)
+    else:
+        with _python_seeded(RANDOM_WEIGHTS_SEED):
+            base = builder(**arguments)
     base.trainable = False
     return base
+
+
+@contextmanager
+def _python_seeded(seed: int) -> Iterator[None]:
+    """Python's random numbers from a seed, and afterwards as if nothing had happened.
+
+    They are the only ones that Keras' initializers draw from, for their seeds (`keras.random.make_default_seed`).
+    """
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def _keras_home() -> Path:

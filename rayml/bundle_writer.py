@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class BundleContents:
         notes: what the model card says beyond that.
         model: ONNX from `graph.attach_head`.
         head: what was attached.
-        golden: pictures, with logits from the training path, not from the engine that is to be checked.
+        golden: pictures, with logits from the training path, which is Keras', not from the engine that is to be
+            checked; for a backbone in int8 there is no other path than an engine.
     """
 
     name: str
@@ -81,7 +82,7 @@ def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:
             write_durably(partial / name, data)
         sync_folder(partial / GOLDEN)
         sync_folder(partial)
-        Bundle.open(partial)
+        written = Bundle.open(partial)
         partial.rename(target)
         sync_folder(target.parent)
     except OSError as error:
@@ -92,7 +93,7 @@ def write_bundle(path: str | Path, contents: BundleContents) -> Bundle:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(partial)
-    return Bundle.open(target)
+    return replace(written, path=target.resolve())
 
 
 def _files(contents: BundleContents) -> dict[str, bytes]:
@@ -119,27 +120,25 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
         **{f"{GOLDEN}/{name}": data for name, data in zip(names, golden.pictures, strict=True)},
     }
 
-    def record(digests: dict[str, str]) -> Record:
-        return Record(
-            name=c.name,
-            version=c.version,
-            created=c.created or datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            classes=c.classes,
-            preprocessing=c.preprocessing,
-            image_size_px=c.image_size_px,
-            backbone_name=c.backbone_name,
-            weights_sha256=c.weights_sha256,
-            size_inner=c.head.size_inner,
-            dropout=c.dropout,
-            training=c.training,
-            metrics=c.metrics,
-            temperature=c.temperature,
-            opset=graph.check_graph(c.model).opset,
-            files=digests,
-        )
-
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    unsealed = record({**digests, CARD: "0" * 64})  # The card is made from all but `files`, and is one of them.
+    unsealed = Record(
+        name=c.name,
+        version=c.version,
+        created=c.created or datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        classes=c.classes,
+        preprocessing=c.preprocessing,
+        image_size_px=c.image_size_px,
+        backbone_name=c.backbone_name,
+        weights_sha256=c.weights_sha256,
+        size_inner=c.head.size_inner,
+        dropout=c.dropout,
+        training=c.training,
+        metrics=c.metrics,
+        temperature=c.temperature,
+        opset=graph.check_graph(c.model).opset,
+        files={**digests, CARD: "0" * 64},  # The card is made from all but `files`, and is one of them.
+    )
     files[CARD] = model_card(unsealed, c.notes).encode()
-    files[RECORD] = record({**digests, CARD: hashlib.sha256(files[CARD]).hexdigest()}).to_json()
+    sealed = replace(unsealed, files={**digests, CARD: hashlib.sha256(files[CARD]).hexdigest()})
+    files[RECORD] = sealed.to_json()
     return files

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
+from rayml.durable import sync_folder, write_durably
 from rayml.engines.base import import_package
 from rayml.errors import RaymlError, first_line
 from rayml.images import preprocessing_id, stack_pixels
@@ -31,10 +32,11 @@ from rayml.storage import open_store
 if TYPE_CHECKING:
     import keras
 
-FREEZE_VERSION = 2  # Raise when the graph that the same spec gives changes.
+FREEZE_VERSION = 3  # Raise when the graph that the same spec gives changes, or what lies beside it.
 GOLDEN_PICTURE_SIZE_PX = 160  # Not a size that any backbone looks at, so that resizing is part of what they check.
 GOLDEN_SEED = 7  # The default sample and the training of tiny draw with far larger seeds.
-_RECORD = "backbone.json"
+_GRAPH, _RECORD = "backbone.onnx", "backbone.json"
+_GOLDEN, _FEATURES = "golden", "features.npy"
 # How far features may be from those they should be, as `difference` has it. Float32 engines differ by about 1e-5, and a
 # wrong graph by far more. In int8 the backbones that were tried are 0.02 to 0.14 from Keras, engines 0.02 to 0.12 from
 # each other; a processor that adds products of 8 bits in 16 (AVX2, AVX-512 without VNNI) is 0.35 and more from both.
@@ -57,6 +59,7 @@ class FrozenBackbone:
         name, image_size_px: as in `BackboneSpec`.
         weights_sha256: see `rayml.backbones.weights_sha256`.
         graph_sha256: of `backbone.onnx`.
+        golden_sha256: of the files in `golden/`, as `_golden_sha256` has it.
         features: D, the length of a feature vector.
         precision: as in `BackboneSpec`.
     """
@@ -66,6 +69,7 @@ class FrozenBackbone:
     image_size_px: int
     weights_sha256: str
     graph_sha256: str
+    golden_sha256: str
     features: int
     precision: str = "float32"
 
@@ -76,12 +80,12 @@ class FrozenBackbone:
 
     def graph(self) -> bytes:
         """The ONNX file's bytes: `images` uint8 (N, H, W, 3) -> `features` float32 (N, D)."""
-        return (self.folder / "backbone.onnx").read_bytes()
+        return (self.folder / _GRAPH).read_bytes()
 
     def golden(self) -> tuple[dict[str, bytes], NDArray[np.float32]]:
         """G pictures by file name, in its order, as PNG bytes, and the features that belong to them, float32 (G, D)."""
-        pictures = {path.name: path.read_bytes() for path in sorted((self.folder / "golden").glob("*.png"))}
-        return pictures, np.load(self.folder / "golden" / "features.npy", allow_pickle=False)
+        pictures = {path.name: path.read_bytes() for path in sorted((self.folder / _GOLDEN).glob("*.png"))}
+        return pictures, np.load(self.folder / _GOLDEN / _FEATURES, allow_pickle=False)
 
 
 def frozen_folder(spec: BackboneSpec, cache: Path) -> Path:
@@ -111,10 +115,16 @@ def load_frozen(folder: Path) -> FrozenBackbone | None:
     try:
         described = json.loads((folder / _RECORD).read_text())
         frozen = FrozenBackbone(folder=folder, **described)
-        whole = file_sha256(folder / "backbone.onnx") == frozen.graph_sha256
-        return frozen if whole and len(frozen.golden()[0]) == len(frozen.golden()[1]) else None
-    except (OSError, ValueError, TypeError, EOFError):
+        whole = file_sha256(folder / _GRAPH) == frozen.graph_sha256
+        return frozen if whole and _golden_sha256(folder) == frozen.golden_sha256 else None
+    except (OSError, ValueError, TypeError):
         return None
+
+
+def _golden_sha256(folder: Path) -> str:
+    """The sha256 of the list of golden pictures and features, a line `NAME SHA256` for each."""
+    files = sorted((folder / _GOLDEN).iterdir())
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def find_frozen(spec: BackboneSpec, cache: Path, storage: str | None = None) -> FrozenBackbone | None:
@@ -287,18 +297,22 @@ def _write(
     pictures: Mapping[str, bytes],
     expected: NDArray[np.float32],
 ) -> FrozenBackbone:
+    features = io.BytesIO()
+    np.save(features, expected)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Not `tempfile.mkdtemp`: its folders are for their owner alone, and a cache may be for several users.
         draft = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
         draft.mkdir()
         try:
-            (draft / "golden").mkdir()
-            for name, data in pictures.items():
-                (draft / "golden" / name).write_bytes(data)
-            np.save(draft / "golden" / "features.npy", expected)
-            (draft / "backbone.onnx").write_bytes(graph)
-            (draft / _RECORD).write_text(json.dumps(described, indent=1))
+            (draft / _GOLDEN).mkdir()
+            for name, data in {**pictures, _FEATURES: features.getvalue()}.items():
+                write_durably(draft / _GOLDEN / name, data)
+            write_durably(draft / _GRAPH, graph)
+            record = {**described, "golden_sha256": _golden_sha256(draft)}
+            write_durably(draft / _RECORD, json.dumps(record, indent=1).encode())
+            sync_folder(draft / _GOLDEN)
+            sync_folder(draft)
             if load_frozen(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 draft.rename(folder)
@@ -306,9 +320,8 @@ def _write(
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise RaymlError(
-            # NumPy's own error for a full disk has a text alone.
-            f"the cache must be writable. Received: {error.strerror or error} at {folder.parent}",
-            "Free some space, or point --cache (or RAYML_CACHE) to another folder.",
+            f"{folder.parent} must be writable. Received: {error.strerror or error}",
+            "Free some space, or point --cache (or RAYML_CACHE), --out where it lies in RUN, to another folder.",
         ) from None
     frozen = load_frozen(folder)
     if frozen is None:

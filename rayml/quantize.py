@@ -63,8 +63,9 @@ def to_int8(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
     import onnx
 
     import_package("onnxruntime")
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     class Pictures(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -75,12 +76,17 @@ def to_int8(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
             return None if picture is None else {INPUT: picture}
 
     with tempfile.TemporaryDirectory(prefix="rayml-int8-") as folder:
-        plain, fused, quantized = (Path(folder) / f"{name}.onnx" for name in ("plain", "fused", "quantized"))
-        plain.write_bytes(graph)
+        fused, quantized = Path(folder) / "fused.onnx", Path(folder) / "quantized.onnx"
         # Batch normalization becomes part of the layer before it, without which its scale would be rounded twice.
-        quant_pre_process(plain, fused, skip_symbolic_shape=True)
+        # ONNX Runtime's own `quant_pre_process` does just this, but goes on with the graph as it was when it fails.
+        options = SessionOptions()
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(fused)
+        InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        prepared = parse(fused.read_bytes())
+        add_pre_process_metadata(prepared)  # Else `quantize_static` would log that this was left out.
         quantize_static(
-            fused,
+            prepared,
             quantized,
             Pictures(),
             quant_format=QuantFormat.QDQ,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rayml.bundle import Bundle
 from rayml.errors import RaymlError, ServerError
-from rayml.predictor import GOLDEN_TOLERANCE
+from rayml.predictor import golden_labels
 from serving.client import Client
 
 # From the last Serve call on, the first right answer takes well under a second; a loaded machine may take this long.
@@ -18,7 +18,8 @@ def await_right_answer(client: Client, bundle: Bundle, live: Callable[[], Bundle
     """Send a golden picture until the answer is the bundle's own, or that of the one that is live by then."""
     deadline = time.monotonic() + _FIRST_ANSWER_TIMEOUT_S
     while True:
-        labels = _golden_labels(bundle)
+        right = golden_labels(bundle)[0]
+        labels = [label for label, one in zip(bundle.record.classes, right, strict=True) if one]
         try:
             answer = client.predict(bundle.golden.pictures[0])
         except RaymlError as error:
@@ -36,11 +37,3 @@ def await_right_answer(client: Client, bundle: Bundle, live: Callable[[], Bundle
             )
         time.sleep(0.05)
         bundle = live()  # Another version may have been promoted since.
-
-
-def _golden_labels(bundle: Bundle) -> list[str]:
-    """The answers to the first golden picture that are right: as in `Predictor.check_golden`, a tie has several."""
-    logits = bundle.golden.logits
-    behind = logits[0].max() - logits[0]
-    near = behind <= GOLDEN_TOLERANCE * max(1.0, float(abs(logits).max()))
-    return [label for label, right in zip(bundle.record.classes, near, strict=True) if right]

@@ -96,8 +96,9 @@ class FeatureWorker:
             engine = keras_engine(self._spec)
         far, most = difference(engine(pictures), expected, precision), TOLERANCES[precision]
         if not far <= most:
+            share = "their size" if precision == "float32" else "what tells the pictures apart"
             raise SearchError(
-                f"the features of known pictures must come out the same on every machine, to {most:g} of their size. "
+                f"the features of known pictures must come out the same on every machine, to {most:g} of {share}. "
                 f"Received: a difference of {far:.2g} by {engine.name} in {precision} on {_node_name()}",
                 "Are the packages and drivers of that machine those of the others?"
                 if precision == "float32"

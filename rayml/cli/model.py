@@ -48,7 +48,9 @@ def evaluate(bundle: Path, directory: Path, engine: str, as_json: bool) -> None:
     from rayml.predictor import Predictor
     from rayml.progress import Progress
 
-    figures = run(Predictor(bundle, engine), directory, Progress())
+    predictor = Predictor(bundle, engine)
+    predictor.check_golden()
+    figures = run(predictor, directory, Progress())
     if as_json:
         click.echo(json.dumps(figures))
         return
@@ -142,6 +144,7 @@ def _classify_here(bundle: Path, engine: str) -> _Classify:
     from rayml.predictor import Predictor
 
     predictor = Predictor(bundle, engine)
+    predictor.check_golden()
 
     def classify(image: Path) -> tuple[str, float, dict[str, float]]:
         (found,) = predictor.predict([_read(image, predictor.limits.max_bytes)])

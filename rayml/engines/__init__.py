@@ -1,8 +1,9 @@
-"""What runs a graph: one small interface, three engines behind it.
+"""What runs a graph: one small interface, four engines behind it.
 
 openvino     the fastest on a processor, `auto`'s first choice
 onnxruntime  everywhere else, `auto`'s second choice
 tensorflow   the reference that the others are measured against: wraps a Keras model, never reads a graph
+jax          the same where Keras runs on JAX
 """
 
 from rayml.engines.base import Engine

@@ -10,7 +10,7 @@ from rayml.errors import BundleError, UsageError
 from rayml.memory import give_back_freed
 
 PRECISIONS = ("float32", "bfloat16")
-ENGINES = ("auto", "openvino", "onnxruntime", "tensorflow")
+ENGINES = ("auto", "openvino", "onnxruntime")
 _log = logging.getLogger(__name__)
 
 
@@ -43,11 +43,6 @@ def load_engine(
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     if precision != "float32" and name == "onnxruntime":
         raise UsageError(f"onnxruntime must compute in float32. Received: {precision}", "use openvino, or float32")
-    if name == "tensorflow":
-        raise UsageError(
-            "an engine that reads ONNX was expected. Received: 'tensorflow', which runs a Keras model with its weights",
-            "use openvino or onnxruntime; in Python, rayml.engines.tensorflow.TensorFlowEngine(keras_model)",
-        )
     graph = model if isinstance(model, bytes) else _read(model)
     engine = _make(graph, name if precision == "float32" else "openvino", threads, streams, precision, grouped)
     _log.debug("%s runs a graph of %d bytes with threads=%s, streams=%s", engine.name, len(graph), threads, streams)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,18 @@ def test_verifying_a_bundle(bundle: Path, tmp_path: Path, run: Any) -> None:
     changed = Path(shutil.copytree(bundle, tmp_path / "changed"))
     (changed / "golden" / "000.png").write_bytes(b"another")
     assert_refused(run("verify", changed), 2, "golden/000.png must have sha256", "again")
+
+
+def test_answers_that_are_not_the_training_paths_are_given_by_no_command(tmp_path: Path, run: Any) -> None:
+    made = small.contents()
+    wrong = made.golden.logits[:, ::-1].copy()
+    write_bundle(tmp_path / "b", replace(made, golden=replace(made.golden, logits=wrong)))
+    image = picture(tmp_path, 0)
+    for command in (("verify",), ("evaluate",), ("predict", image, "--bundle")):
+        rest = (tmp_path,) if command == ("evaluate",) else ()
+        done = run(*command, tmp_path / "b", *rest)
+        assert_refused(done, 2, "must reproduce the golden logits", "do not serve this bundle here")
+        assert not done.stdout
 
 
 def test_what_is_no_bundle(tmp_path: Path, run: Any) -> None:

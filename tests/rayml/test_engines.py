@@ -198,8 +198,7 @@ def test_a_graph_that_an_engine_does_not_accept(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"name": "tpu"}, "engine must be one of auto, openvino, onnxruntime, tensorflow. Received: 'tpu'"),
-        ({"name": "tensorflow"}, "reads ONNX"),
+        ({"name": "tpu"}, "engine must be one of auto, openvino, onnxruntime. Received: 'tpu'"),
         ({"threads": 0}, "threads=0"),
         ({"name": "onnxruntime", "threads": -1}, "threads=-1"),
         ({"name": "openvino", "streams": 0}, "streams=0"),

@@ -165,6 +165,10 @@ DAMAGES: dict[str, Any] = {
     "features missing": lambda folder: (folder / "golden" / "features.npy").unlink(),
     "features empty": lambda folder: (folder / "golden" / "features.npy").write_bytes(b""),
     "features cut": lambda folder: (folder / "golden" / "features.npy").write_bytes(b"\x93NUMPY\x01\x00v"),
+    "features changed": lambda folder: change(folder / "golden" / "features.npy"),
+    "features an archive": lambda folder: (folder / "golden" / "features.npy").write_bytes(b"PK\x03\x04"),
+    "picture empty": lambda folder: (folder / "golden" / "hat.png").write_bytes(b""),
+    "picture renamed": lambda folder: (folder / "golden" / "hat.png").rename(folder / "golden" / "head.png"),
 }
 
 
@@ -172,6 +176,7 @@ def test_a_damaged_entry_counts_as_none_and_is_made_again(tmp_path: Path) -> Non
     whole = freeze(SPEC, tmp_path)
     files = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
     for name, damage in DAMAGES.items():
+        (whole.folder / "golden" / "head.png").unlink(missing_ok=True)
         for path, data in files.items():
             path.write_bytes(data)
         assert load_frozen(whole.folder) == whole
@@ -229,7 +234,7 @@ def test_machines_share_what_one_froze(
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "backbones").write_text("a file where the folder should be")
-    with pytest.raises(RaymlError, match="the cache must be writable") as caught:
+    with pytest.raises(RaymlError, match="must be writable") as caught:
         freeze(SPEC, tmp_path)
     assert "--cache" in caught.value.hint
 

@@ -82,6 +82,17 @@ def test_layers_whose_values_have_no_shape_until_they_run() -> None:
     assert "MatMul" in [node.op_type for node in onnx.load_from_string(graph).graph.node]
 
 
+def test_a_graph_that_cannot_be_fused_is_not_quantized_as_it_is(plain: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def failing(*_arguments: object, **_settings: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", failing)
+    with pytest.raises(RuntimeError, match="no room"):
+        to_int8(plain, calibration_pixels(64))
+
+
 def test_without_onnx_runtime(plain: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> object:
         raise ModuleNotFoundError(name=name)
