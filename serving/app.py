@@ -37,6 +37,7 @@ from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.protocols.base import error_body
 from serving.replicas import Reporter
 from serving.scheduling import in_foreground
 from serving.service import Service
@@ -49,7 +50,7 @@ APP_NAME = "rayml"
 # Ray's own admission comes after ours, which answers in JSON and before the body is read: Ray lets more requests in
 # than we hold, so that health questions and refusals pass while all places are taken.
 _RAY_HEADROOM = 64
-_NOT_READY = '{"error":{"code":"not_ready","message":"No replica is ready; try again."}}'
+_NOT_READY = error_body("not_ready", "No replica is ready; try again.")
 
 
 class Classifier:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 
 from rayml.errors import InputError, ServerError, UsageError
+from serving.keys import KEY_RULE, is_key
 
 # A replica that was killed, is starting or is full: the next one may answer.
 _RETRIED_STATUSES = (502, 503, 504)
@@ -30,7 +31,7 @@ class Client:
         api_key: the key to show, where the server asks for one.
 
     Raises:
-        UsageError: the address is none.
+        UsageError: the address is none, or the key.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, api_key: str | None = None) -> None:
@@ -40,6 +41,11 @@ class Client:
         # Neither proxies nor passwords of the environment have a part in talking to one's own server.
         self._session.trust_env = False
         if api_key is not None:
+            if not is_key(api_key):
+                raise UsageError(
+                    f"an API key must be {KEY_RULE}. Received: {len(api_key)} characters, others among them",
+                    "RAYML_API_KEY holds one key, not a file of keys.",
+                )
             self._session.headers["authorization"] = f"Bearer {api_key}"
 
     def predict(self, image: bytes | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ name to be looked up either; one limit covers all bytes received.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import socket
@@ -141,14 +142,13 @@ class Fetcher:
             return self._exchange(plain, target, deadline)
 
     def _connect(self, addresses: Sequence[str], port: int, deadline: float) -> socket.socket:
-        """A connection to the first address that takes one: this machine may have no IPv6."""
-        for address in addresses[:-1]:
-            try:
-                return self._dial(address, port, _left(deadline))
-            except TimeoutError:
-                raise
-            except OSError:
-                continue
+        """A connection to the first address that takes one: this machine may have no IPv6, or one that leads nowhere.
+
+        Each has its share of the time that is left.
+        """
+        for position, address in enumerate(addresses[:-1]):
+            with contextlib.suppress(OSError):
+                return self._dial(address, port, _left(deadline) / (len(addresses) - position))
         return self._dial(addresses[-1], port, _left(deadline))
 
     def _exchange(self, connection: socket.socket, target: _Target, deadline: float) -> bytes | str:

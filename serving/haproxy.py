@@ -132,7 +132,9 @@ def harden(config: str, settings: ProxySettings, folder: Path) -> str:
     # Ray's is an hour, for which an upload that stopped, or an answer that nobody reads, would hold a connection.
     config = _once(r"\n    timeout client \S+\n", f"\n    timeout client {settings.silent_client_s}s\n", config)
     pages = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _OWN_ERRORS)
-    config = _once(r"\ndefaults\n", f"\ndefaults\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}", config)
+    # HTTP/2 without TLS: nobody's client asks for it, and a body there needs none of the headers that are looked at.
+    defaults = f"    option disable-h2-upgrade\n    timeout http-request {_SLOW_HEADERS_S}s\n{pages}"
+    config = _once(r"\ndefaults\n", f"\ndefaults\n{defaults}", config)
     bind = _bind(settings.host, settings.port)
     config = _once(r"\n    bind [^:\s]+:\d+\n", f"\n    {bind}\n{_rules(settings)}", config)
     # Before the first deployment Ray's proxy says 404 and repeats the path; the truth is "not yet".

@@ -13,6 +13,7 @@ from rayml.errors import InputError, UsageError
 
 _CHECK_EVERY_S = 1.0
 _MAX_KEY = 512
+KEY_RULE = f"1 to {_MAX_KEY} printable ASCII characters without spaces"
 
 _log = logging.getLogger("ray.serve")
 
@@ -90,12 +91,14 @@ def read_keys(path: Path) -> list[str]:
         raise UsageError(f"API keys must be printable ASCII. Received: other bytes in {path}") from None
     keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     for number, key in enumerate(keys, 1):
-        if len(key) > _MAX_KEY or not all("!" <= character <= "~" for character in key):
-            raise UsageError(
-                f"an API key must be at most {_MAX_KEY} printable ASCII characters without spaces. "
-                f"Received: key {number} of {path}"
-            )
+        if not is_key(key):
+            raise UsageError(f"an API key must be {KEY_RULE}. Received: key {number} of {path}")
     return keys
+
+
+def is_key(text: str) -> bool:
+    """Whether this may be an API key, as `KEY_RULE` has it."""
+    return 1 <= len(text) <= _MAX_KEY and all("!" <= character <= "~" for character in text)
 
 
 def _digest(key: str) -> bytes:

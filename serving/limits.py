@@ -85,6 +85,11 @@ class RequestLimits:
         return 4 * math.ceil(self.max_image_bytes / 3) + _ENVELOPE_BYTES
 
     @property
+    def max_json_strings(self) -> int:
+        """The most strings of a JSON body, names of members among them: a picture has fewer than ten."""
+        return 16 * self.max_instances + 256
+
+    @property
     def image(self) -> ImageLimits:
         """The same limits as `rayml.images` takes them."""
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)

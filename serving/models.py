@@ -252,7 +252,6 @@ class Models:
         for other in [n for n in self._others if n not in kept][: max(0, len(self._others) - len(kept) - _OTHERS + 1)]:
             del self._others[other]
         self._others[number] = opened
-        self._settle_at = time.monotonic() + _SETTLE_AFTER_S
         return opened
 
     def _follow(self) -> None:
@@ -268,12 +267,13 @@ class Models:
             self._settle()
 
     def _settle(self) -> None:
-        """Once after versions were loaded, make them quicker and put the memory in order; no request waits for it."""
+        """Once after a version went live, make it quicker and put the memory in order; no request waits for it.
+
+        Others are left as they were loaded: a stranger may ask for one after the other.
+        """
         if time.monotonic() >= self._settle_at and not self._stopped.is_set():
             self._settle_at = math.inf
-            with self._lock:
-                models = [self._live, *self._others.values()]
-            for improve in (*[model.group for model in models], settle):
+            for improve in (self._live.group, settle):
                 try:  # They answer without it, and the versions to be live matter more.
                     improve()
                 except RaymlError as error:
@@ -302,6 +302,7 @@ class Models:
             old = self._live
             self._live, self._live_version = self._others.pop(state.live), state.live
             self._others[int(old.facts.identity.version)] = old
+            self._settle_at = time.monotonic() + _SETTLE_AFTER_S
         self._set_shadow(state)
 
     def _make_ready(self, number: int) -> bool:

@@ -54,6 +54,11 @@ def document(model: ModelFacts, limits: RequestLimits) -> dict[str, Any]:
     paths["/predict/batch"] = {"post": _batch(examples, limits)}
     paths["/explain"] = {"post": _explain(examples, paths["/predict"]["post"])}
     paths["/lesson"] = {"post": _lesson(examples)}
+    for operations in paths.values():
+        operations["post"]["parameters"] = [
+            _query("model", "The model's name; left out: whichever is served.", examples.name),
+            _query("version", "The model's version; left out: the live one.", examples.version),
+        ]
     live, ready = _object(status={"const": "live"}), {"status": "ready", "model": examples.model}
     paths["/healthz"] = {"get": _get("Whether the server lives", "health", live, {"status": "live"}, key=False)}
     paths["/readyz"] = {"get": _get("Whether its answers are right", "readiness", _ref("Ready"), ready, key=False)}
@@ -119,12 +124,7 @@ def _predict(examples: _Examples) -> dict[str, Any]:
         "multipart/form-data": {"schema": _object(file=_BINARY)},
     }
     answer = examples.prediction | {"model": examples.model}
-    operation = _post("Classify one picture", "predict", content, _ref("Answer"), answer)
-    operation["parameters"] = [
-        _query("model", "The model's name; left out: whichever is served.", examples.name),
-        _query("version", "The model's version; left out: the live one.", examples.version),
-    ]
-    return operation
+    return _post("Classify one picture", "predict", content, _ref("Answer"), answer)
 
 
 def _batch(examples: _Examples, limits: RequestLimits) -> dict[str, Any]:
@@ -150,8 +150,7 @@ def _explain(examples: _Examples, predict: dict[str, Any]) -> dict[str, Any]:
     content = {kind: shown for kind, shown in predict["requestBody"]["content"].items() if kind != _JSON}
     content[_JSON] = {"schema": _ref("Image"), "example": {"image": examples.base64}}
     about = "Where the model looked: by how much the label's log-odds fall with each of 7 x 7 places covered"
-    operation = _post(about, "explain", content, _ref("Explanation"), answer)
-    return operation | {"parameters": predict["parameters"]}
+    return _post(about, "explain", content, _ref("Explanation"), answer)
 
 
 def _lesson(examples: _Examples) -> dict[str, Any]:

@@ -42,26 +42,20 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def end_descendants(grace_s: float) -> set[int]:
+def end_descendants(grace_s: float) -> None:
     """Wait for all descendants of this process to end, and kill those that have not.
 
     Arguments:
         grace_s: seconds to wait before killing.
-
-    Returns:
-        the ids of the processes that had to be killed.
     """
     deadline = time.monotonic() + grace_s
-    killed: set[int] = set()
     while living := _reap(descendants(os.getpid())):
         if time.monotonic() > deadline:
-            killed |= living
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL_S)
     _reap(set())
-    return killed
 
 
 def _reap(living: set[int]) -> set[int]:

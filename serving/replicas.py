@@ -36,7 +36,7 @@ class Report:
     """What a replica said last.
 
     Arguments:
-        replica: its file's name, host and process id.
+        replica: its file's name: host, process namespace and process id.
         live: the version that it answers with, or None while it starts.
         bundle: that version's digest, "" while it starts.
         ready: the versions that it could answer with at once.
@@ -64,7 +64,7 @@ class Reporter:
 
     def __init__(self, registry: Registry, name: str) -> None:
         self._folder = registry.root / name / REPLICAS
-        self._path = self._folder / f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}.json"
+        self._path = self._folder / f"{_here()}{os.getpid()}-{secrets.token_hex(4)}.json"
         self._text = ""
         self._told = False
         self._lock = threading.Lock()  # One writes at a time, and nobody after the end.
@@ -160,11 +160,16 @@ def has_ended(registry: Registry, name: str, replica: str) -> bool:
     return False
 
 
-def _host() -> str:
-    return "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:60] or "host"
+def _here() -> str:
+    """What the names of all begin with that see the same processes: a container may have its host's name."""
+    host = "".join(c for c in socket.gethostname() if c.isalnum() or c == "-")[:60] or "host"
+    namespace = ""
+    with contextlib.suppress(OSError):  # pid_namespaces(7); where there are none, no server runs either.
+        namespace = "".join(c for c in str(Path("/proc/self/ns/pid").readlink()) if c.isdigit())
+    return f"{host}-{namespace}-"
 
 
 def _ended_here(replica: str) -> bool:
     """Whether the name is that of a process of this machine that has ended."""
-    host, pid, _ = replica.rsplit("-", 2)
-    return host == _host() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+    pid = replica.removeprefix(_here()).partition("-")[0]
+    return replica.startswith(_here()) and pid.isdigit() and not Path(f"/proc/{pid}").exists()

@@ -87,7 +87,7 @@ async def _ready(context: Context, _target: Target) -> Answer:
     # A replica takes requests only once it is made, which is after the golden pictures.
     identity = context.models.live.facts.identity
     body = base.dump({"status": "ready", "model": identity.to_dict()})
-    return Answer(body, headers={rayml.BUNDLE_HEADER: identity.bundle})
+    return Answer(body, headers={base.BUNDLE_HEADER: identity.bundle})
 
 
 async def _metrics(context: Context, _target: Target) -> Answer:

@@ -32,9 +32,10 @@ from serving.fetches import Fetches
 from serving.keys import ApiKeys
 from serving.limits import RequestLimits
 from serving.log import RequestLog
-from serving.memory import MemoryBudget
+from serving.memory import MemoryBudget, NoRoom
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.protocols import strict_json
 from serving.protocols.base import Address, Answer, Source, Variants, Work, check_picture, too_large
 from serving.routes import Context, Protocol, Route, Target
 from serving.served_model import ServedModel
@@ -205,23 +206,28 @@ class Service:
     async def _classify(self, protocol: Protocol, target: Target, call: Call, place: Place, state: _State) -> Answer:
         """Read, understand and answer a request for predictions."""
         deadline = time.monotonic() + self._limits.deadline_s
-        known = self._models.loaded(target.name, target.version)
+        self._models.loaded(target.name, target.version)  # Is there such a model at all?
         headers, limits = call.headers, self._limits
         max_bytes = protocol.max_bytes(headers, limits)
         check_declared_length(headers.get("content-length"), max_bytes)
         body = await self._read(call, max_bytes, place, state)
-        # Not before: Ray's server would take the body in while a version loads, and nobody would have counted it.
-        model = known or await self._models.get(target.name, target.version)
+        # Not before: Ray's server would take the body in while a version loads, and nobody would have counted it; and a
+        # slow body would keep a version in memory that had to make room meanwhile.
+        model = await self._models.get(target.name, target.version)
         state.version = model.facts.identity.version
 
         def begin() -> Work | Answer:
-            work = protocol.parse(headers, body, limits, model.facts)
+            with self._memory.hold(strict_json.memory_bytes(body)):
+                work = protocol.parse(headers, body, limits, model.facts)
             state.pictures = len(work.sources)
             self._metrics.batch(len(work.sources))
             first = work.sources[0]
             if len(work.sources) > 1 or isinstance(first, Address) or work.variants is not None:
                 return work
-            return work.render([self._predict(model, first, deadline)[0]])  # The common case, in one visit to the pool.
+            try:
+                return work.render([self._predict(model, first)[0]])  # The common case, in one visit to the pool.
+            except NoRoom:
+                return work
 
         begun = await self._in_pool(begin, deadline)
         if isinstance(begun, Answer):
@@ -230,18 +236,14 @@ class Service:
             place.hold_batch(begun.count)
         pictures = await self._gather(begun.sources, deadline, place)
         if begun.variants is None:
-            predictions = await self._each_in_pool(
-                lambda picture: self._predict(model, picture, deadline)[0], pictures, deadline
-            )
+            predictions = await self._each_in_pool(lambda picture: self._predict(model, picture)[0], pictures, deadline)
         else:
             predictions = await self._predict_variants(model, pictures[0], begun.variants, deadline)
         return await self._in_pool(lambda: begun.render(predictions), deadline)
 
-    def _predict(
-        self, model: ServedModel, source: bytes | NDArray[np.uint8], deadline: float
-    ) -> tuple[Prediction, NDArray[np.uint8]]:
+    def _predict(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> tuple[Prediction, NDArray[np.uint8]]:
         """The prediction for a picture that somebody sent, and its pixels as the model took them."""
-        pixels, decode_s = self._pixels(model, source, deadline)
+        pixels, decode_s = self._pixels(model, source)
         decoded = time.perf_counter()
         logits = model.predict_pixels(pixels[np.newaxis])
         inferred = time.perf_counter()
@@ -250,22 +252,17 @@ class Service:
         self._metrics.predicted(model.facts.identity, decode_s, inferred - decoded, prediction)
         return prediction, pixels
 
-    def _pixels(
-        self, model: ServedModel, source: bytes | NDArray[np.uint8], deadline: float
-    ) -> tuple[NDArray[np.uint8], float]:
-        """A picture's pixels as the model takes them, and the seconds that it took when there was memory for it."""
+    def _pixels(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
+        """A picture's pixels as the model takes them, and the seconds that it took."""
         size = model.facts.image_size_px
         if isinstance(source, bytes):
             wanted = images.decode_bytes(source, size, self._limits.image)
         else:
             wanted = images.fit_bytes(source.shape[0], source.shape[1], size)
-        try:
-            with self._memory.hold(wanted, deadline):
-                began = time.perf_counter()
-                pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
-                return pixels, time.perf_counter() - began
-        except TimeoutError:
-            raise self._too_late() from None
+        with self._memory.hold(wanted):
+            began = time.perf_counter()
+            pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+            return pixels, time.perf_counter() - began
 
     async def _predict_variants(
         self, model: ServedModel, source: bytes | NDArray[np.uint8], variants: Variants, deadline: float
@@ -273,7 +270,7 @@ class Service:
         """The predictions for a picture and then for its variants, which are counted nowhere."""
 
         def begin() -> tuple[Prediction, Sequence[NDArray[np.uint8]]]:
-            prediction, pixels = self._predict(model, source, deadline)
+            prediction, pixels = self._predict(model, source)
             return prediction, variants.make(pixels)
 
         def vary(pixels: NDArray[np.uint8]) -> Prediction:
@@ -293,16 +290,23 @@ class Service:
         ]
 
     async def _in_pool(self, job: Callable[[], _T], deadline: float) -> _T:
-        """Run the job on one of the threads; one that is cancelled or late by then never begins."""
-        asked = time.perf_counter()
+        """Run the job on one of the threads, again from its beginning where there was no memory for it.
 
-        def unless_late() -> _T:
-            if time.monotonic() > deadline:
-                raise self._too_late()
-            self._metrics.queued(time.perf_counter() - asked)
-            return job()
+        One that is cancelled or late by then never begins.
+        """
+        while True:
+            asked = time.perf_counter()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, unless_late)
+            def unless_late(asked: float = asked) -> _T:
+                if time.monotonic() > deadline:
+                    raise self._too_late()
+                self._metrics.queued(time.perf_counter() - asked)
+                return job()
+
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._pool, unless_late)
+            except NoRoom as short:
+                await self._memory.room(short.wanted)
 
     async def _each_in_pool(self, job: Callable[[_S], _T], items: Sequence[_S], deadline: float) -> list[_T]:
         """Run the job on the threads for each item."""

@@ -23,7 +23,7 @@ from rayml.errors import RaymlError
 from rayml.images import fit_pixels
 from serving.served_model import ServedModel
 
-# Pictures that wait for the shadow, and how large each may be in memory.
+# Pictures that wait for the shadow, and how large each may be in memory where it makes other pixels of them.
 _QUEUE = 8
 _MAX_BYTES = 4 << 20
 # Latencies are those of the last so many pictures.
@@ -54,6 +54,7 @@ class ShadowRun:
         self._live_s: deque[float] = deque(maxlen=_RECENT)
         self._shadow_s: deque[float] = deque(maxlen=_RECENT)
         self._stopped = threading.Event()
+        self._own_pixels = True  # Until it is loaded, it may be one that makes other pixels than the live version.
         self._thread = threading.Thread(target=self._run, name="rayml-shadow", daemon=True)
         self._thread.start()
 
@@ -68,11 +69,12 @@ class ShadowRun:
         """
         try:
             size = len(source) if isinstance(source, bytes) else source.nbytes
-            if size > _MAX_BYTES or self._queue.full():
+            if (self._own_pixels and size > _MAX_BYTES) or self._queue.full():
                 raise queue.Full
             if not isinstance(source, bytes):  # Views of a request's body, which would stay in memory as a whole.
-                source, pixels = source.copy(), pixels.copy()
-            self._queue.put_nowait((source, pixels, label, seconds))
+                pixels = pixels.copy()
+                source = source.copy() if self._own_pixels else pixels
+            self._queue.put_nowait((source if self._own_pixels else b"", pixels, label, seconds))
         except queue.Full:
             with self._lock:
                 self._counts["dropped"] += 1
@@ -109,6 +111,7 @@ class ShadowRun:
             self._error = error.message if isinstance(error, RaymlError) else f"{type(error).__name__}: {error}"
             _log.error("Shadow version %s does not load: %s", self.pair[1], self._error)
             return
+        self._own_pixels = shadow.bundle.record.preprocessing != self._preprocessing
         while (item := self._queue.get()) is not None and not self._stopped.is_set():
             try:
                 self._compare(shadow, *item)
@@ -125,7 +128,7 @@ class ShadowRun:
         label: str,
         seconds: float,
     ) -> None:
-        if shadow.bundle.record.preprocessing != self._preprocessing:
+        if self._own_pixels:
             size = shadow.facts.image_size_px
             pixels = shadow.decode(source) if isinstance(source, bytes) else fit_pixels(source, size)
         start = time.perf_counter()

@@ -20,6 +20,8 @@ from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 
 JSON_TYPE = "application/json"
+BUNDLE_HEADER = "x-rayml-bundle"
+"""Of an answer: the digest of the bundle that gave it."""
 # curl sends this for `-d` unless told otherwise; TensorFlow Serving reads no type at all.
 _CURL_TYPE = "application/x-www-form-urlencoded"
 

@@ -21,7 +21,7 @@ from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 from serving.protocols import rayml
-from serving.protocols.base import Answer, ModelFacts, Variants, Work, dump
+from serving.protocols.base import BUNDLE_HEADER, Answer, ModelFacts, Variants, Work, dump
 
 GRID = 7
 _REACH = 1.0  # Cells on each side of a place's centre that are covered: places overlap, so the map is smooth.
@@ -48,7 +48,7 @@ def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model:
             "grid": [drops[row * GRID : (row + 1) * GRID] for row in range(GRID)],
             "model": model.identity.to_dict(),
         }
-        return Answer(dump(answer), headers={rayml.BUNDLE_HEADER: model.identity.bundle})
+        return Answer(dump(answer), headers={BUNDLE_HEADER: model.identity.bundle})
 
     return Work((source,), render, Variants(GRID**2, covered))
 

@@ -22,7 +22,7 @@ from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 from serving.protocols import base, pixels, strict_json
-from serving.protocols.base import Answer, ModelFacts, Source, Work
+from serving.protocols.base import BUNDLE_HEADER, Answer, ModelFacts, Source, Work
 
 HEADER_LENGTH = "inference-header-content-length"
 _BINARY_TYPE = "application/octet-stream"
@@ -91,7 +91,7 @@ def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model:
         InputError: 400 for a malformed body, a wrong name, shape or datatype; 413 for a picture above its limit.
     """
     text, binary = _split(headers, body)
-    value = strict_json.parse_object(text, _EXPECTED, limits.max_json_values)
+    value = strict_json.parse_object(text, _EXPECTED, limits.max_json_values, limits.max_json_strings)
     tensor = _input(value.get("inputs"))
     data, rest = _data(tensor, binary)
     if rest:
@@ -168,14 +168,19 @@ def _images(tensor: _Tensor, binary: bytes, limits: RequestLimits) -> tuple[Sour
     base.check_count(count, limits)
     if tensor.data is None:
         elements = _elements(binary, count)
+        _check_elements(len(elements), count)
     else:
         texts = [text for item in tensor.data for text in (item if isinstance(item, list) else [item])]
         if not all(isinstance(text, str) for text in texts):
             raise _wrong("image must hold base64 in strings", "something else")
+        _check_elements(len(texts), count)
         elements = [strict_json.from_base64(text, "image") for text in texts]
-    if len(elements) != count:
-        raise _wrong(f"image must hold {count} elements, as its shape says", str(len(elements)))
     return tuple(base.check_picture(data, limits) for data in elements)
+
+
+def _check_elements(found: int, count: int) -> None:
+    if found != count:
+        raise _wrong(f"image must hold {count} elements, as its shape says", str(found))
 
 
 def _elements(binary: bytes, count: int) -> list[bytes]:
@@ -265,7 +270,7 @@ def _render(
     if identifier is not None:
         value["id"] = identifier
     text = base.dump(value | {"outputs": outputs})
-    headers = {"x-rayml-bundle": identity.bundle}
+    headers = {BUNDLE_HEADER: identity.bundle}
     if not behind:
         return Answer(text, headers=headers)
     headers[HEADER_LENGTH] = str(len(text))

@@ -16,11 +16,10 @@ from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 from serving.protocols import base, form, strict_json
-from serving.protocols.base import JSON_TYPE, Address, Answer, ModelFacts, ModelIdentity, Source, Work
+from serving.protocols.base import BUNDLE_HEADER, JSON_TYPE, Address, Answer, ModelFacts, ModelIdentity, Source, Work
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 FORM_TYPE = "multipart/form-data"
-BUNDLE_HEADER = "x-rayml-bundle"
 
 # The JSON of one picture has one member, and base64 holds none of JSON's marks: more than a few are a bomb.
 _MAX_VALUES_OF_ONE = 32

@@ -19,25 +19,38 @@ from rayml.errors import InputError
 _MAX_INT_DIGITS = 20
 _MAX_FLOAT_CHARACTERS = 40
 MAX_DEPTH = 16
+_COUNTED_BYTES = 1 << 20
 _STRING = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
-def parse_object(body: bytes, expected: str, max_values: int) -> dict[str, Any]:
+def memory_bytes(body: bytes) -> int:
+    """The most memory that a body takes beside itself while it is parsed; 0 for a small one, which nobody counts.
+
+    A value takes up to 72 bytes as a Python object: a list of one its 56, its place and what it grows by.
+    """
+    if len(body) < _COUNTED_BYTES:
+        return 0
+    return len(body) + 72 * (body.count(b",") + body.count(b"[") + body.count(b"{"))
+
+
+def parse_object(body: bytes, expected: str, max_values: int, max_strings: int | None = None) -> dict[str, Any]:
     """The JSON object that `body` is.
 
     Arguments:
         body: the whole body.
         expected: what it should have been, for the message.
         max_values: the most members and elements altogether.
+        max_strings: the most strings, names of members among them, and the most objects; as many as values by default.
+            They take far more time and memory than numbers do.
 
     Raises:
         InputError: 400, code `bad_json`, or `empty_body`.
     """
     if not body:
         raise InputError(f"The body must be {expected}. Received: an empty body", code="empty_body")
-    _check_structure(body, expected, max_values)
+    _check_structure(body, expected, max_values, max_values if max_strings is None else max_strings)
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -103,9 +116,12 @@ def from_base64(text: str, name: str) -> bytes:
     return data
 
 
-def _check_structure(body: bytes, expected: str, max_values: int) -> None:
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > max_values or body.count(b'"') > 4 * max_values:
+def _check_structure(body: bytes, expected: str, max_values: int, max_strings: int) -> None:
+    objects = body.count(b"{")
+    if body.count(b",") + body.count(b"[") + objects > max_values:
         raise bad_json(expected, f"more than {max_values} values")
+    if body.count(b'"') > 4 * max_strings or objects > max_strings:
+        raise bad_json(expected, f"more than {max_strings} strings or objects")
     # Without escaped quotes a string ends at the next quote, which is found in linear time whatever a stranger sends.
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     brackets = _STRING.sub(b"", plain).translate(_AS_ONE_KIND, _NO_BRACKETS)

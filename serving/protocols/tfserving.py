@@ -16,7 +16,7 @@ from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving.limits import RequestLimits
 from serving.protocols import base, pixels, strict_json
-from serving.protocols.base import Address, Answer, ModelFacts, Source, Work
+from serving.protocols.base import BUNDLE_HEADER, Address, Answer, ModelFacts, Source, Work
 
 DEFAULT_SIGNATURE = "serving_default"
 _OUTPUTS: dict[str, Callable[[Prediction], Any]] = {
@@ -49,7 +49,7 @@ def parse(_headers: Mapping[str, str], body: bytes, limits: RequestLimits, model
     Raises:
         InputError: 400 for a malformed body, 413 for a picture above its limit.
     """
-    value = strict_json.parse_object(body, _EXPECTED, limits.max_json_values)
+    value = strict_json.parse_object(body, _EXPECTED, limits.max_json_values, limits.max_json_strings)
     strict_json.only_members(value, ("signature_name", "instances", "inputs"), _EXPECTED)
     if ("instances" in value) == ("inputs" in value):
         raise strict_json.bad_json(_EXPECTED, "both" if "instances" in value else "neither")
@@ -125,7 +125,7 @@ def metadata(model: ModelFacts) -> Answer:
 
 
 def _answer(value: dict[str, Any], model: ModelFacts) -> Answer:
-    return Answer(base.dump(value), headers={"x-rayml-bundle": model.identity.bundle})
+    return Answer(base.dump(value), headers={BUNDLE_HEADER: model.identity.bundle})
 
 
 def _tensor(dtype: str, name: str, *shape: int) -> dict[str, Any]:

@@ -77,6 +77,14 @@ def test_a_question_with_a_body_is_refused(live: Live, path: str, header: str, b
         assert exchange(connection, b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")[0] == 200
 
 
+def test_http_2_without_tls_is_not_spoken(live: Live) -> None:
+    """A body has no header there that would say so, and a GET's would be held by a replica, counted nowhere."""
+    with live.connect() as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))  # RFC 9113, 3.4
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 4")
+    assert _is_alive(live)
+
+
 @pytest.mark.parametrize("path", ["/predict", "/v1/models/clothing:predict", "/v2/models/clothing/infer"])
 def test_a_wrong_method_is_the_first_thing_to_be_said_of_a_get_with_a_body(live: Live, path: str) -> None:
     with live.connect() as connection:

@@ -209,6 +209,20 @@ def test_messages_do_not_say_what_lies_behind_an_address() -> None:
     assert "10.0" not in error.message and "refused" not in error.message.lower()
 
 
+def test_a_second_address_is_tried_where_the_first_leads_nowhere() -> None:
+    with origin(sends(response(PICTURE)), addresses=lambda _host: ["2606:4700::1111", PUBLIC]) as there:
+        real = there.fetcher._dial
+
+        def dial(address: str, port: int, timeout_s: float) -> socket.socket:
+            if ":" in address:
+                time.sleep(timeout_s)
+                raise TimeoutError
+            return real(address, port, timeout_s)
+
+        there.fetcher._dial = dial
+        assert there.fetch(seconds=1.0) == PICTURE
+
+
 def test_a_second_address_is_tried_where_the_first_takes_no_connection() -> None:
     with origin(sends(response(PICTURE)), addresses=lambda _host: ["2606:4700::1111", PUBLIC]) as there:
         real = there.fetcher._dial

@@ -87,6 +87,12 @@ def test_what_is_no_address(url: str) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("key", ["", "one\ntwo", "schlüssel", "a b", "k" * 513])
+def test_what_is_no_key(key: str) -> None:
+    with pytest.raises(UsageError, match="an API key must be 1 to 512 printable ASCII characters without spaces"):
+        Client("http://127.0.0.1:8000", api_key=key)
+
+
 @pytest.mark.parametrize("first", [None, HALF, (502, b"bad"), (503, {"error": {}}), (504, b"")])
 def test_one_failure_is_tried_again(server: _Scripted, first: tuple[int, Any] | None) -> None:
     server.script = [first, (200, GOOD)]

@@ -26,10 +26,13 @@ from serving.limits import RequestLimits
         {"replicas": 65},
         {"threads": 0},
         {"threads": 257},
+        {"limits": RequestLimits(max_image_bytes=400 * 2**20)},
     ],
 )
 def test_wrong_settings_name_themselves(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
+    if name == "limits":
+        name, value = "max_buffered_bytes", wrong["limits"].max_buffered_bytes
     with pytest.raises(UsageError, match=rf"^{name} .* Received: ") as caught:
         ServeSettings(**wrong)
     assert str(value) in caught.value.message

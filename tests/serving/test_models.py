@@ -21,7 +21,7 @@ from rayml.registry import Registry, Shadow, State
 from serving import replicas as reporting
 from serving.deploy import MIN_COMPARED, agreement, check_shadow, switch
 from serving.limits import RequestLimits
-from serving.models import Models
+from serving.models import POLL_S, Models
 from serving.replicas import Report, Reporter, reports
 from serving.served_model import ServedModel
 from serving.shadow import ShadowRun
@@ -269,7 +269,7 @@ def test_the_memory_is_put_in_order_after_each_version_and_a_failure_there_stops
     _until(lambda: _version(models) == "3")
 
 
-def test_every_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_nothing(
+def test_each_live_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_nothing(
     registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -284,8 +284,11 @@ def test_every_version_is_asked_to_group_its_pictures_and_a_failure_there_stops_
     models = replica()
     _until(lambda: asked == ["1", "settled"])
     _set(registry, State(live=2))
-    _until(lambda: asked[2:] == ["2", "1", "settled"])
+    _until(lambda: asked[2:] == ["2", "settled"])
     assert _version(models) == "2"
+    assert asyncio.run(models.get(version="3")).facts.identity.version == "3"  # Loaded for a request, and left so.
+    time.sleep(3 * POLL_S)
+    assert asked[4:] == []
 
 
 def test_nothing_is_live(registry: Registry) -> None:
@@ -437,6 +440,10 @@ def test_replicas_that_are_gone_do_not_count(registry: Registry, replica: Replic
     (folder / "foreign.json").write_text("{")
     assert reports(registry, NAME) == mine
     assert sorted(path.name for path in folder.iterdir()) == sorted([f"{mine[0].replica}.json", "foreign.json"])
+    # A container of this machine that has its name counts processes in a way of its own.
+    contained = f"{host.rpartition('-')[0]}-1-4194999-a"
+    (folder / f"{contained}.json").write_text(text)
+    assert {report.replica for report in reports(registry, NAME)} == {mine[0].replica, contained}
 
 
 def test_a_replica_reports_while_it_loads(
@@ -578,7 +585,12 @@ def test_a_shadow_that_does_not_load_says_why(registry: Registry, replica: Repli
 def test_a_shadow_that_still_loads_keeps_no_version_waiting(registry: Registry, replica: Replica) -> None:
     models = replica()
     hold = threading.Event()
-    models._load_shadow = lambda *_: hold.wait(60)  # type: ignore[method-assign, assignment]
+
+    def load(*_: object) -> ServedModel:
+        hold.wait(60)
+        return models.live
+
+    models._load_shadow = load  # type: ignore[method-assign]
     _set(registry, State(live=1, shadow=Shadow(3, 0.98)))
     _until(lambda: models._shadow is not None)
     shadow = models._shadow
@@ -621,4 +633,17 @@ def test_pictures_that_wait_for_a_shadow_are_small_and_keep_no_request_s_body() 
     source, pixels, *_ = shadow._queue.get_nowait() or ()
     assert source.base is None and pixels.base is None and np.array_equal(source, small)
     hold.set()
+    shadow.stop()
+
+
+def test_a_shadow_that_takes_the_live_version_s_pixels_is_shown_photos_of_any_size(
+    registry: Registry, replica: Replica
+) -> None:
+    models = replica()
+    live = models.live
+    shadow = ShadowRun((1, 2), live.bundle.record.preprocessing, lambda: live)
+    _until(lambda: not shadow._own_pixels)
+    pixels = live.decode(picture("red"))
+    shadow.offer(picture("red") + bytes(5 << 20), pixels, "red", 0.001)
+    _until(lambda: shadow.figures()["compared"] == 1)
     shadow.stop()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -518,9 +519,9 @@ def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
     service, wanted = _service(model), []
     real = service._memory.hold
 
-    def hold(size: int, until: float) -> Any:
+    def hold(size: int) -> Any:
         wanted.append(size)
-        return real(size, until)
+        return real(size)
 
     monkeypatch.setattr(service._memory, "hold", hold)
     size = model.facts.image_size_px
@@ -536,7 +537,81 @@ def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
         length = {"inference-header-content-length": str(len(text)), "content-type": "application/octet-stream"}
         (answer,) = _ask(service, _call("/v2/models/primaries/infer", text + pixels, **length))
         assert answer.status == 200
-    assert wanted[0] == 0 and wanted[1] > 4 * 5000 * size + 16 * 5000
+    # Each time for parsing, too.
+    assert wanted[1] == 0 and wanted[3] > 4 * 5000 * size + 16 * 5000
+
+
+def test_large_pictures_that_wait_for_memory_keep_no_small_one_waiting(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, go = model.decode, threading.Event()
+    large = picture("red", 400, 400)
+
+    def decode(data: bytes) -> Any:
+        assert data != large or go.wait(30)
+        return real(data)
+
+    service = _service(model, max_decode_bytes=2_000_000)
+    monkeypatch.setattr(model, "decode", decode)
+
+    async def crowd() -> None:
+        waiting = [asyncio.create_task(service.answer(_call("/predict", large))) for _ in range(20)]
+        await asyncio.sleep(0.2)
+        small = await asyncio.wait_for(service.answer(_call("/predict", RED)), 10)
+        assert small.status == 200 and not any(task.done() for task in waiting)
+        go.set()
+        assert {(await task).status for task in waiting} == {200}
+
+    asyncio.run(crowd())
+
+
+def test_large_bodies_are_parsed_as_far_as_memory_goes(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    service = _service(model)
+    real = service._memory.hold
+
+    def hold(size: int) -> Any:
+        held.append(size)
+        return real(size)
+
+    monkeypatch.setattr(service._memory, "hold", hold)
+    size = model.facts.image_size_px
+    for pixels in ([[[1, 2, 3]] * size] * size, [[[1, 2, 3]] * 600] * 600):
+        body = json.dumps({"instances": [pixels]}).encode()
+        (answer,) = _ask(service, _call("/v1/models/primaries:predict", body, **{"content-type": "application/json"}))
+        assert answer.status == 200
+    assert held[0] == 0 and held[2] > 72 * 3 * 600 * 600
+
+
+def test_a_slow_body_keeps_no_version_in_memory(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = _service(model)
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        began.set()
+        await go.wait()
+        yield RED
+
+    class Version:
+        """One that a request named."""
+
+    version = Version()
+    gone = weakref.ref(version)
+    monkeypatch.setattr(service._models, "loaded", lambda *_: gone())
+
+    async def ask() -> None:
+        nonlocal version
+        asked = asyncio.create_task(
+            service.answer(Call("POST", "/predict", b"", {"content-type": "image/png"}, pieces))
+        )
+        await began.wait()
+        del version  # Another one needs its room.
+        assert gone() is None
+        monkeypatch.undo()
+        go.set()
+        assert (await asked).status == 200
+
+    asyncio.run(ask())
 
 
 def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:

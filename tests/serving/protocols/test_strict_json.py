@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import pytest
 
 from rayml.errors import InputError
-from serving.protocols.strict_json import MAX_DEPTH, from_base64, parse_object
+from serving.protocols.strict_json import MAX_DEPTH, from_base64, memory_bytes, parse_object
 
 
 def _refused(body: bytes, max_values: int = 1000) -> str:
@@ -26,6 +27,34 @@ def test_depth_is_counted_exactly() -> None:
     inner = MAX_DEPTH - 1
     assert parse_object(b'{"a":' + b"[" * inner + b"]" * inner + b"}", "an object", 100)
     assert "nested" in _refused(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}")
+
+
+def test_strings_and_objects_have_a_limit_of_their_own() -> None:
+    def refused(body: bytes) -> bool:
+        try:
+            parse_object(body, "an object", 1000, max_strings=10)
+        except InputError as error:
+            return "more than 10 strings or objects" in error.message
+        return False
+
+    assert not refused(b'{"a":[' + b"1," * 900 + b"1]}")
+    assert not refused(b'{"a":["' + b'","' * 15 + b'"]}')
+    assert refused(b'{"a":["' + b'","' * 25 + b'"]}')
+    assert not refused(b'{"a":[' + b"{}," * 8 + b"1]}")
+    assert refused(b'{"a":[' + b"{}," * 10 + b"1]}")
+
+
+@pytest.mark.parametrize("text", ["1,", "0.123456,", "[1],", "[],"])
+def test_what_parsing_takes_is_known_beforehand(text: str) -> None:
+    assert memory_bytes(b'{"a":[1]}') == 0
+    body = b'{"a":[' + text.encode() * (2_000_000 // len(text)) + b"1]}"
+    tracemalloc.start()
+    try:
+        parse_object(body, "an object", 2_000_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= memory_bytes(body) < 8 * peak
 
 
 @pytest.mark.parametrize(
