@@ -74,9 +74,8 @@ class ServeSettings:
             raise UsageError(f"threads must be auto or a number from 1 to {_MAX_THREADS}. Received: {self.threads}")
         for host in self.allow_url_hosts:
             check_host_pattern(host)
-        if (
-            self.limits.max_buffered_bytes < self.limits.max_body_bytes
-        ):  # Its client would be asked to try again for ever.
+        # The client of such a body would be asked to try again for ever.
+        if self.limits.max_buffered_bytes < self.limits.max_body_bytes:
             raise UsageError(
                 f"max_buffered_bytes must be at least {self.limits.max_body_bytes}, the largest body with "
                 f"max_image_bytes={self.limits.max_image_bytes}. Received: {self.limits.max_buffered_bytes}"
