@@ -81,11 +81,17 @@ def last_line(command: Sequence[str], hidden: Sequence[str] = ()) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write bench/results/NAME.json and print it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, result: dict[str, Any], *, whole: bool) -> None:
+    """Print a result, and write it to bench/results/NAME.json unless that would replace a whole run by a quick look.
+
+    Arguments:
+        whole: all was run that the published figures have.
+    """
     text = json.dumps(result, indent=1)
-    path.write_text(text + "\n")
     print(text)
-    return path
+    path = RESULTS / f"{name}.json"
+    if whole:
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    else:
+        print(f"not written to {path.name}: this was not a whole run, see --help", file=sys.stderr)

@@ -13,7 +13,8 @@ process of its own, for its peak of private memory (what is not a page of a file
     gather    both splits of the training data brought together in one file, in an order of its own
     trial     that file opened as a trial does, its vectors made into TensorFlow's, one epoch's gather over all of them
 
-About five minutes a round and 6 GB of disk with the default sizes.
+About five minutes a round and 6 GB of disk with the default sizes; only with these bench/results/scale.json is written,
+otherwise the figures are only printed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from rayml.features import FeatureBank, packed
 from rayml.gathered import Recipe, gather
 
 CHUNK = 1024  # As the pass writes them.
+ENTRIES, FEATURES = "3409,34090,340900", 2048
 STEPS = ("bank", "open", "gather", "trial")
 
 
@@ -146,10 +148,10 @@ def run_step(step: str, folder: Path, entries: int, features: int) -> dict[str, 
 
 
 def main() -> None:
-    """Measure and write bench/results/scale.json."""
+    """Measure and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", default="3409,34090,340900")
-    parser.add_argument("--features", type=int, default=2048)
+    parser.add_argument("--entries", default=ENTRIES)
+    parser.add_argument("--features", type=int, default=FEATURES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -189,7 +191,8 @@ def main() -> None:
             for size, steps in measured.items()
         },
     }
-    write_result("scale", result)
+    whole = (arguments.entries, arguments.features) == (ENTRIES, FEATURES)
+    write_result("scale", result, whole=whole)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ size alone decides their cost. A round runs, each in a process of its own,
               random weights, on a tenth of as many photos (noise); 12 cells x 10 epochs on all take 1,200 times that
 
 120 and 1,000 cells are heads of 10 units at as many rates, two epochs each: next to no arithmetic, so that what is left
-is the search's own. About 13 minutes a round on two cores. Writes bench/results/search.json when all was run.
+is the search's own. About 13 minutes a round on two cores. Writes bench/results/search.json when all
+was run, otherwise it only prints.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def summarise(rounds: list[dict[str, dict[str, float]]], sizes: Sequence[int]) -
 
 
 def main() -> int:
-    """Measure and write bench/results/search.json; 1 when a claim does not hold."""
+    """Measure and write what was measured; 1 when a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", default="12,120,1000")
@@ -237,10 +238,7 @@ def main() -> int:
         "epochs": EPOCHS,
         **summarise(rounds, sizes),
     }
-    if set(only) == set(ONLY) and sizes == [12, 120, 1000]:
-        write_result("search", result)
-    else:
-        print(json.dumps(result, indent=1))
+    write_result("search", result, whole=set(only) == set(ONLY) and sizes == [12, 120, 1000])
     return 0 if all(result["claims"].values()) else 1
 
 

@@ -1,20 +1,19 @@
 """How long a server's start takes and what its processes hold.
 
-    python bench/serving_start.py BUNDLE [--starts 5] [--port 8000] [--engine auto] [--out FILE]
+    python bench/serving_start.py BUNDLE [--starts 5] [--port 8000] [--engine auto]
 
 Claims, of the median of the starts and the memory of the last: the replica is ready within 3 s of its process's start,
 no serving process holds more than 300 MB, none has loaded TensorFlow. Ready means that the replica has given its first
 right answer, to a golden picture at its own port. It has then reproduced all of them and run the whole path on several
 threads. Memory is read when the replica has put it in order. Resident memory counts shared libraries in each process;
 `pss_mb` divides them among those that share them (proc_pid_smaps_rollup(5)); `replica_peak_mb` is the most that the
-replica has held, while it compiled its graph (VmHWM, proc_pid_status(5)). Writes FILE, bench/results/serving_start.json
-by default.
+replica has held, while it compiled its graph (VmHWM, proc_pid_status(5)). Writes
+bench/results/serving_start_BACKBONE.json after at least 5 starts with the default engine, otherwise it only prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -28,7 +27,7 @@ from pathlib import Path
 # Another script of this folder, which lies first on the module path, has the package's name.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import machine, versions
+from measure import machine, versions, write_result
 
 from rayml.bundle import Bundle
 from rayml.cores import usable_cores
@@ -52,7 +51,6 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=5, help="at least 1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serving_start.json")
     arguments = parser.parse_args()
     if arguments.starts < 1:
         parser.error(f"--starts must be at least 1. Received: {arguments.starts}")
@@ -85,9 +83,8 @@ def main() -> int:
         "with_tensorflow": last.tensorflow,
         "claims": claims,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    whole = arguments.starts >= 5 and arguments.engine == "auto"
+    write_result(f"serving_start_{bundle.record.backbone_name}", result, whole=whole)
     return 0 if all(claims.values()) else 1
 
 
