@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,10 +38,11 @@ sys.path.insert(0, str(HERE.parent))
 
 import numpy as np  # noqa: E402
 from measure import last_line, machine, spread, versions, write_result  # noqa: E402
+from servers import KERAS, as_here, install  # noqa: E402
 
 TRAIN, VALIDATION, FEATURES, CLASSES = 3068, 341, 2048, 10
 SIZES, RATES, EPOCHS = (10, 100, 1000), (0.0001, 0.001, 0.01, 0.1), 10
-RIVALS = ("tensorflow-cpu==2.21.0", "keras-tuner==1.4.8", "tensorboard==2.21.0", "ray[tune]==2.60.0")
+RIVALS = (*KERAS, "keras-tuner==1.4.8", "tensorboard==2.21.0", as_here("ray", "[tune]"))
 PHOTO_PX, SHARE_OF_PHOTOS = 150, 0.1
 ONLY = ("bare", "rayml", "keras_tuner", "ray_tune", "full_model")
 
@@ -135,13 +135,7 @@ def step_rayml(folder: Path, cells: int) -> dict[str, float]:
 
 def rival(script: str, cache: Path, *arguments: object) -> dict[str, float]:
     """What a rival's script prints, in the environment of the rivals."""
-    folder = cache / "search"
-    python = folder / "bin" / "python"
-    if not (folder / "finished").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *RIVALS], check=True)
-        (folder / "finished").touch()
-    command = [str(python), str(HERE / "rivals" / script), *map(str, arguments)]
+    command = [str(install(cache, RIVALS) / "python"), str(HERE / "rivals" / script), *map(str, arguments)]
     # Without the variables that would lead it to rayml's packages.
     answer: dict[str, float] = last_line(command, hidden=("PYTHONPATH", "VIRTUAL_ENV"))
     return answer

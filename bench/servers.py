@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,9 +26,16 @@ from rayml.cores import usable_cores
 from serving.processes import descendants
 
 HERE = Path(__file__).resolve().parent
-# The engine and the decoder in the very versions that rayml runs with here.
-BASE = tuple(f"{name}=={importlib.metadata.version(name)}" for name in ("openvino", "pillow", "numpy"))
-KERAS = ("tensorflow-cpu==2.21.0", "pillow")
+
+
+def as_here(name: str, extra: str = "") -> str:
+    """A requirement of the very version that rayml runs with here."""
+    return f"{name}{extra}=={importlib.metadata.version(name)}"
+
+
+BASE = tuple(as_here(name) for name in ("openvino", "pillow", "numpy"))
+KERAS = ("tensorflow-cpu==2.21.0", "keras==3.15.1", as_here("pillow"), as_here("numpy"))
+_FLASK = ("flask==3.1.3", "gunicorn==27.0.1")
 # In Keras' spelling, for the rivals that predict with Keras.
 _APPLICATIONS = {"xception": "Xception", "mobilenet_v2": "MobileNetV2", "tiny": "MobileNetV2"}
 _WARM_S, _SETTLE_S = 8.0, 1.0  # rayml makes its model quicker three seconds after its start.
@@ -77,19 +85,24 @@ RIVALS: dict[str, Rival] = {
         ),
     ),
     "fastapi": Rival(
-        (*BASE, "fastapi", "uvicorn[standard]"),
+        (*BASE, "fastapi==0.165.0", "uvicorn[standard]==0.54.0"),
         ("{bin}/uvicorn", "fastapi_app:app", "--port", "{port}", "--no-access-log", "--log-level", "error"),
     ),
-    "flask": Rival((*BASE, "flask", "gunicorn"), ("{bin}/gunicorn", "flask_app:app", *_GUNICORN)),
+    "flask": Rival((*BASE, *_FLASK), ("{bin}/gunicorn", "flask_app:app", *_GUNICORN)),
     "bentoml": Rival(
-        (*BASE, "bentoml"), ("{bin}/bentoml", "serve", "bentoml_app:Classifier", "--port", "{port}", "-q"), form="file"
+        (*BASE, "bentoml==1.4.40"),
+        ("{bin}/bentoml", "serve", "bentoml_app:Classifier", "--port", "{port}", "-q"),
+        form="file",
     ),
-    "litserve": Rival((*BASE, "litserve"), ("{bin}/python", "litserve_app.py"), form="json"),
+    "litserve": Rival((*BASE, "litserve==0.2.19"), ("{bin}/python", "litserve_app.py"), form="json"),
     "mlserver": Rival(
-        (*BASE, "mlserver"), ("{bin}/mlserver", "start", "{folder}"), "/v2/models/classifier/infer", form="tensor"
+        (*BASE, "mlserver==1.7.1"),
+        ("{bin}/mlserver", "start", "{folder}"),
+        "/v2/models/classifier/infer",
+        form="tensor",
     ),
-    "ray_keras": Rival((*KERAS, "ray[serve]"), ("{bin}/python", "ray_keras_start.py")),
-    "flask_keras": Rival((*KERAS, "flask", "gunicorn"), ("{bin}/gunicorn", "flask_keras_app:app", *_GUNICORN)),
+    "ray_keras": Rival((*KERAS, as_here("ray", "[serve]")), ("{bin}/python", "ray_keras_start.py")),
+    "flask_keras": Rival((*KERAS, *_FLASK), ("{bin}/gunicorn", "flask_keras_app:app", *_GUNICORN)),
 }
 
 
@@ -292,10 +305,17 @@ def _cpu_s(root: int) -> float:
 
 
 def install(cache: Path, packages: tuple[str, ...]) -> Path:
-    """The `bin` folder of an environment with these packages; this one's for none."""
+    """The `bin` folder of an environment with these packages; this one's for none.
+
+    Arguments:
+        cache: where the environments are, each under its packages' names and a digest of names and versions.
+        packages: requirements for pip.
+    """
     if not packages:
         return Path(sys.executable).parent
-    folder = cache / "-".join(sorted(package.partition("=")[0].partition("[")[0] for package in packages))
+    names = sorted(package.partition("=")[0].partition("[")[0] for package in packages)
+    digest = hashlib.sha256("\n".join(sorted(packages)).encode()).hexdigest()[:8]
+    folder = cache / "-".join([*names, digest])
     finished = folder / "finished"
     if not finished.exists():
         print(f"installing {', '.join(packages)} into {folder}", file=sys.stderr)
