@@ -65,9 +65,15 @@ def day(result: Result) -> str:
     return str(result["machine"].get("date", "no date noted"))
 
 
+def tune(result: Result) -> str:
+    """The command of bench/grid.py; results from before it named a scheduler are of the default one."""
+    return f"`rayml tune --scheduler {result.get('scheduler', 'asha')}`"
+
+
 def grid(result: Result) -> Iterator[str]:
     """bench/grid.py: what a search costs, beside the lesson's way."""
     epochs = result["cells"] * result["epochs"]
+    each = f"{result['epochs']} epochs" if result.get("scheduler") == "none" else f"up to {result['epochs']} epochs"
     for name, one in result["backbones"].items():
         rounds = counted(one["rounds"])
         yield f"| {name} at {one['image_size']} px, {result['photos']:,} photos, {rounds} | seconds |"
@@ -75,18 +81,17 @@ def grid(result: Result) -> Iterator[str]:
         first, second = one["first_run_s"], one["second_run_s"]
         yield f"| one pass over the photos (features) | {number(median(first['features']))} |"
         yield (
-            f"| the search on the features, {result['cells']} cells of up to {result['epochs']} epochs "
-            f"| {number(median(first['search']))} |"
+            f"| the search on the features, {result['cells']} trials of {each} | {number(median(first['search']))} |"
         )
-        yield f"| `rayml tune` from nothing, everything included | {number(median(first['command']))} |"
+        yield f"| {tune(result)} from nothing, everything included | {number(median(first['command']))} |"
         share = f"{median(one['second_by_first']):.2f} of the first"
-        yield f"| `rayml tune` again, features in the cache | {number(median(second['command']))} ({share}) |"
+        yield f"| the same again, features in the cache | {number(median(second['command']))} ({share}) |"
         yield (
             "| one epoch of one trial the lesson's way (`make_model(...).fit`) "
             f"| {number(median(one['lesson_epoch_s']))} |"
         )
         factor = f"{number(median(one['lesson_by_ours']))} times as long"
-        yield f"| **{epochs} such epochs, beside `rayml tune` from nothing** | **{factor}** |"
+        yield f"| **{epochs} such epochs, beside {tune(result)} from nothing** | **{factor}** |"
         yield ""
     yield from _missed(result["claims"])
     yield f"`python bench/grid.py`: {where(result, 'grid')}. The factor is computed from one epoch, not run."
@@ -282,12 +287,12 @@ def _searches(result: Result) -> Iterator[str]:
     epochs = result["cells"] * result["epochs"]
     rows: dict[str, Callable[[Result], str]] = {
         "one pass over the photos": lambda one: f"{number(median(one['first_run_s']['features']))} s",
-        "`rayml tune` from nothing, everything included": lambda one: (
+        f"{tune(result)} from nothing, everything included": lambda one: (
             f"{number(median(one['first_run_s']['command']))} s"
         ),
-        "`rayml tune` again, features in the cache": lambda one: f"{number(median(one['second_run_s']['command']))} s",
+        "the same again, features in the cache": lambda one: f"{number(median(one['second_run_s']['command']))} s",
         "one epoch of one trial the lesson's way": lambda one: f"{number(median(one['lesson_epoch_s']))} s",
-        f"**{epochs} such epochs, beside `rayml tune` from nothing**": lambda one: (
+        f"**{epochs} such epochs, beside {tune(result)} from nothing**": lambda one: (
             f"**{number(median(one['lesson_by_ours']))} times as long**"
         ),
     }
