@@ -23,7 +23,6 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from measure import machine, spread, versions, write_result
+from measure import Peak, machine, private_mib, spread, versions, write_result
 
 from rayml.backbones import BackboneSpec, backbone_spec
 from rayml.data import Manifest, scan
@@ -45,35 +44,6 @@ from tune_jobs.features import feature_pass
 
 SIZES = {"xception": 150, "mobilenet_v2": 224, "tiny": 64}
 SAMPLE_EVERY_S = 0.25
-
-
-class Memory:
-    """The peak of what the driver, and Ray's processes, hold while it is open, in MiB."""
-
-    def __enter__(self) -> Memory:
-        self.driver = self.ray = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(SAMPLE_EVERY_S):
-            self.driver = max(self.driver, unique(me))
-            self.ray = max(self.ray, sum(unique(child) for child in me.children(recursive=True)))
-
-
-def unique(process: psutil.Process) -> float:
-    """What goes with the process when it ends, MiB; 0 if it has."""
-    try:
-        return float(process.memory_full_info().uss) / 2**20
-    except psutil.Error:
-        return 0.0
 
 
 def by_actors(manifest: Manifest, backbone: FrozenBackbone, bank: FeatureBank, nodes: Any, spec: BackboneSpec) -> None:
@@ -124,11 +94,16 @@ def by_ray_data(
 
 def measured(act: Callable[[], None]) -> dict[str, float]:
     """Seconds and MiB of one side."""
-    with Memory() as memory:
+    me = psutil.Process()
+    with Peak(
+        SAMPLE_EVERY_S,
+        driver_mib=lambda: private_mib(me.pid),
+        ray_mib=lambda: sum(private_mib(child.pid) for child in me.children(recursive=True)),
+    ) as peak:
         start = time.monotonic()
         act()
         seconds = time.monotonic() - start
-    return {"seconds": seconds, "driver_mib": memory.driver, "ray_mib": memory.ray}
+    return {"seconds": seconds, **peak.most}
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +61,46 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of at least two values: half of them lie between `lower` and `upper`."""
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": round(median, 4), "lower": round(lower, 4), "upper": round(upper, 4)}
+
+
+class Peak:
+    """The most that some measures come to while it is open, each by its name in `most`.
+
+    Arguments:
+        every_s: how often they are taken; and once more at the end.
+        measures: what gives a number.
+    """
+
+    def __init__(self, every_s: float, **measures: Callable[[], float]) -> None:
+        self.most = dict.fromkeys(measures, 0.0)
+        self._every_s, self._measures = every_s, measures
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._stop.wait(self._every_s)
+            for name, measure in self._measures.items():
+                self.most[name] = max(self.most[name], measure())
+
+
+def private_mib(pid: int) -> float:
+    """What goes with a process when it ends (unique set size), in MiB; 0 if it has."""
+    import psutil  # Of the `dev` packages; most benchmarks do without.
+
+    try:
+        return float(psutil.Process(pid).memory_full_info().uss) / 2**20
+    except psutil.Error:
+        return 0.0
 
 
 def last_line(command: Sequence[str], hidden: Sequence[str] = ()) -> Any:

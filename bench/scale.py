@@ -22,18 +22,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from measure import machine, spread, versions, write_result
+from measure import Peak, machine, private_mib, spread, versions, write_result
 
 from rayml.data import Manifest, Photo
 from rayml.features import FeatureBank, packed
@@ -41,6 +40,7 @@ from rayml.gathered import Recipe, gather
 
 CHUNK = 1024  # As the pass writes them.
 ENTRIES, FEATURES = "3409,34090,340900", 2048
+SAMPLE_EVERY_S = 0.05
 STEPS = ("bank", "open", "gather", "trial")
 
 
@@ -116,29 +116,6 @@ def step_trial(folder: Path, entries: int, features: int) -> None:
     look(tf.constant(np.random.default_rng(1).permutation(len(data.train_labels)).astype(np.int32)))
 
 
-class Peak:
-    """The peak of the process's private memory while it is open, in MiB above what it had when it was opened."""
-
-    def __enter__(self) -> Peak:
-        self._process = psutil.Process()
-        self.mib, self._start = 0.0, self._now()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _now(self) -> float:
-        return float(self._process.memory_full_info().uss) / 2**20
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.05):
-            self.mib = max(self.mib, self._now() - self._start)
-
-
 def run_step(step: str, folder: Path, entries: int, features: int) -> dict[str, float]:
     """One step in a process of its own."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
@@ -161,11 +138,12 @@ def main() -> None:
             import tensorflow as tf
 
             tf.constant(0)  # What TensorFlow itself takes is not the data's.
-        with Peak() as peak:
+        before = private_mib(os.getpid())
+        with Peak(SAMPLE_EVERY_S, private_mib=lambda: private_mib(os.getpid()) - before) as peak:
             start = time.monotonic()
             globals()[f"step_{arguments.step}"](arguments.folder, int(arguments.entries), arguments.features)
             seconds = time.monotonic() - start
-        print(json.dumps({"seconds": seconds, "private_mib": peak.mib}))
+        print(json.dumps({"seconds": seconds, **peak.most}))
         return
     sizes = [int(part) for part in arguments.entries.split(",")]
     measured: dict[int, dict[str, list[dict[str, float]]]] = {size: {step: [] for step in STEPS} for size in sizes}
