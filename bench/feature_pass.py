@@ -7,10 +7,11 @@ do besides (name the picture that kills a worker, go on without a node, keep eac
 time.
 
 Both sides read, decode and compute the same photos with the same class (`FeatureWorker`: the same engine, threads and
-batches) on the same local Ray, into an empty bank each, after the backbone was frozen. Ray Data's side is the plain
-pipeline of its documentation: paths -> `map_batches` with a stateful actor for each node -> shards written as they
-come. The rounds alternate in who begins. Peak memory: of the driver and of all processes of Ray on this machine,
-sampled four times a second (unique set size).
+batches) on the same local Ray, into an empty bank each, after the backbone was frozen and Ray Data imported. Ray Data's
+side is the plain pipeline of its documentation: paths -> `map_batches` with a stateful actor for each node -> shards
+written by the driver as vectors come, which is how rayml does it without shared storage. The rounds alternate in who
+begins. Peak memory: of the driver and of all processes of Ray on this machine, sampled four times a second (unique set
+size).
 
 Photos: RAYML_CLOTHING_DATA. Weights of mobilenet_v2: RAYML_MOBILENET_WEIGHTS; xception's are random, which costs the
 same. About three minutes a round with xception on two cores, one with mobilenet_v2. Writes
@@ -20,6 +21,7 @@ bench/results/feature_pass.json after at least 3 rounds over all photos with mob
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -49,7 +51,7 @@ SAMPLE_EVERY_S = 0.25
 def by_actors(manifest: Manifest, backbone: FrozenBackbone, bank: FeatureBank, nodes: Any, spec: BackboneSpec) -> None:
     """Rayml's pass."""
     feature_pass(
-        manifest, backbone, bank, nodes, spec=spec, skip_unreadable=False, progress=Progress(quiet=True), shared=True
+        manifest, backbone, bank, nodes, spec=spec, skip_unreadable=False, progress=Progress(quiet=True), shared=False
     )
 
 
@@ -121,6 +123,7 @@ def main() -> None:
     wanted = [photo.sha256 for photo in {photo.sha256: photo for photo in manifest.photos}.values()]
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder, ray_cluster("local") as nodes:
+        importlib.import_module("ray.data")  # Here, so that no side's seconds have it.
         backbone = on_this_node(freeze, spec, Path(folder))
         chunk = min(1024, max(32, len(wanted) // (len(nodes) * 32)))
 
