@@ -4,7 +4,7 @@
     rayml tune DATA --backbone mobilenet_v2 --out RUN8 --precision int8
     python bench/int8.py RUN/best RUN8/best DATA/validation [--rounds 7] [--seconds 3]
 
-Claims: at 8 and 32 connections the server answers more than 1.3 times as often, with less processor time a request, and
+Claims: at 8 and 32 connections the server answers at least 1.3 times as often, with less processor time a request, and
 the accuracy on those photos, by which both were chosen, is not lower by more than one standard error of a share.
 
 Both servers are started once and take turns, as in `bench/serving.py`. Writes bench/results/int8_BACKBONE.json
