@@ -2,8 +2,9 @@
 
     python bench/scale.py [--entries 3409,34090,340900] [--features 2048] [--rounds 3]
 
-Claim: from 3,409 to 340,900 pictures time grows in proportion and the memory that a process needs beside the vectors
-themselves stays below 1 kB a picture; vectors are never all in memory, and trials on one node share them.
+Claims, of each step: the largest data takes at most 1.5 times as long as in proportion to the next smaller one, and
+from the smallest to the largest a process takes at most 1 kB of memory more for each picture, beside the vectors that a
+trial maps.
 
 The network is left out: its cost is proportional by nature. What is measured is everything around it, each step in a
 process of its own, for its peak of private memory (what is not a page of a file that others share):
@@ -41,6 +42,7 @@ from rayml.gathered import Recipe, gather
 CHUNK = 1024  # As the pass writes them.
 ENTRIES, FEATURES = "3409,34090,340900", 2048
 SAMPLE_EVERY_S = 0.05
+TRAIN = 0.9  # Of the pictures; the others are for validation.
 STEPS = ("bank", "open", "gather", "trial")
 
 
@@ -124,8 +126,27 @@ def run_step(step: str, folder: Path, entries: int, features: int) -> dict[str, 
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main() -> None:
-    """Measure and write what was measured."""
+def claims(entries: dict[str, Any], features: int) -> dict[str, bool]:
+    """What the medians say of each step; nothing where there is but one size."""
+    sizes = sorted(map(int, entries))
+    if len(sizes) < 2:
+        return {}
+    least, before, most = sizes[0], sizes[-2], sizes[-1]
+    found = {}
+    for step in STEPS:
+        seconds, mib = (
+            {size: entries[str(size)][step][what]["median"] for size in sizes} for what in ("seconds", "private_mib")
+        )
+        limit = 1.5 * seconds[before] * most / before
+        found[f"{step}: {seconds[most]:.2f} s for {most:,} pictures, at most {limit:.2f}"] = seconds[most] <= limit
+        mapped = TRAIN * features * 4 if step == "trial" else 0
+        each = ((mib[most] - mib[least]) * 2**20 / (most - least) - mapped) / 1000
+        found[f"{step}: {each:.2f} kB of memory for each more picture, at most 1"] = each <= 1
+    return found
+
+
+def main() -> int:
+    """Measure and write what was measured; 1 when a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", default=ENTRIES)
     parser.add_argument("--features", type=int, default=FEATURES)
@@ -144,7 +165,7 @@ def main() -> None:
             globals()[f"step_{arguments.step}"](arguments.folder, int(arguments.entries), arguments.features)
             seconds = time.monotonic() - start
         print(json.dumps({"seconds": seconds, **peak.most}))
-        return
+        return 0
     sizes = [int(part) for part in arguments.entries.split(",")]
     measured: dict[int, dict[str, list[dict[str, float]]]] = {size: {step: [] for step in STEPS} for size in sizes}
     for number in range(arguments.rounds):
@@ -153,25 +174,29 @@ def main() -> None:
                 for step in STEPS:
                     measured[size][step].append(run_step(step, Path(folder), size, arguments.features))
             print(f"round {number + 1}, {size}: { {s: m[-1] for s, m in measured[size].items()} }", file=sys.stderr)
+    entries = {
+        str(size): {
+            "vectors_mib": round(size * arguments.features * 4 / 2**20, 1),
+            **{
+                step: {what: spread([one[what] for one in rounds]) for what in ("seconds", "private_mib")}
+                for step, rounds in steps.items()
+            },
+        }
+        for size, steps in measured.items()
+    }
+    held = claims(entries, arguments.features)
     result = {
         "machine": machine(),
         "versions": versions("rayml", "numpy", "tensorflow", "tensorflow-cpu"),
         "features": arguments.features,
         "rounds": arguments.rounds,
-        "entries": {
-            str(size): {
-                "vectors_mib": round(size * arguments.features * 4 / 2**20, 1),
-                **{
-                    step: {what: spread([one[what] for one in rounds]) for what in ("seconds", "private_mib")}
-                    for step, rounds in steps.items()
-                },
-            }
-            for size, steps in measured.items()
-        },
+        "entries": entries,
+        "claims": held,
     }
     whole = (arguments.entries, arguments.features) == (ENTRIES, FEATURES)
     write_result("scale", result, whole=whole)
+    return 0 if all(held.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -215,6 +215,8 @@ def scale(result: Result) -> Iterator[str]:
         f"At {largest:,} photos the driver of a search holds {number(memory)} MiB for the manifest and the index of "
         f"features, {number(memory * 2**20 / largest / 1000)} kB a photo ({where(result, 'scale')})."
     )
+    yield ""
+    yield from _missed(result.get("claims", {}))
 
 
 TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
@@ -226,7 +228,7 @@ TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
 
 def tables(found: dict[str, Result]) -> Iterator[str]:
     """Everything that was measured."""
-    yield from ("\n".join(table(found[name])) for name, table in TABLES.items() if name in found)
+    yield from ("\n".join(table(found[name])).rstrip() for name, table in TABLES.items() if name in found)
     served = ["\n".join(serving(one, name)) for name, one in found.items() if SERVED.fullmatch(name)]
     if served:
         yield (
@@ -250,7 +252,7 @@ def tables(found: dict[str, Result]) -> Iterator[str]:
         if missed := "\n".join(_missed(claims)).rstrip():
             yield missed
     if "scale" in found:
-        yield "\n".join(scale(found["scale"]))
+        yield "\n".join(scale(found["scale"])).rstrip()
 
 
 def summary(found: dict[str, Result]) -> Iterator[str]:
