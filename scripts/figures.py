@@ -147,6 +147,8 @@ def feature_pass(result: Result) -> Iterator[str]:
         f"{number(median(sides['ray_data']['seconds']))} s as a pipeline of Ray Data (a factor of {ratio:.2f}, "
         f"{result['rounds']} rounds; {where(result, 'feature_pass')})."
     )
+    yield ""
+    yield from _missed(result.get("claims", {}))
 
 
 def serving(result: Result, name: str) -> Iterator[str]:

@@ -489,6 +489,7 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
             "rounds": 5,
             "sides": {"actors": {"seconds": spread(40.2)}, "ray_data": {"seconds": spread(44.8)}},
             "ray_data_by_actors": spread(1.114),
+            "claims": {"the actors take 1.12 of Ray Data's memory, at most 1.05": False},
         },
     }
     for name, result in results.items():
@@ -524,6 +525,7 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
     missed = [line for line in text.splitlines() if line.startswith("- ")]
     assert missed == [
         "- 12 cells: 2.1 of the arithmetic, at most 1.3",
+        "- the actors take 1.12 of Ray Data's memory, at most 1.05",
         "- 8 connections: throughput 0.060 of the bare model's, at least 0.97",
     ]
     assert "A search of 120 cells takes 0.038 s a trial more than its arithmetic in that loop.\n" in text
@@ -541,7 +543,7 @@ def test_new_results_become_tables(tmp_path: Path) -> None:
         "With `rayml tune --precision int8` the server answers 1.64 times as often at 0.58 of the processor time "
         "(mobilenet_v2 at 224 px, 8 connections); validation accuracy 0.880, in float32 0.874."
     ) in short
-    assert "The benchmarks make 4 claims, of which 2 did not hold" in short
+    assert "The benchmarks make 5 claims, of which 3 did not hold" in short
 
 
 # --- the reader of Markdown
