@@ -116,6 +116,7 @@ class FeatureWorker:
 
         Raises:
             DataError: a picture is another one than when the data set was read.
+            RaymlError: a file cannot be read from this machine, though the driver has just read it.
         """
         engine = self._engine
         assert engine is not None
@@ -131,7 +132,7 @@ class FeatureWorker:
                 except InputError as error:
                     unreadable[start + row] = error.message
                 except OSError as error:
-                    unreadable[start + row] = f"{error.strerror}"
+                    raise _unseen(path, error) from None
             return engine(pixels)
 
         vectors = np.concatenate(list(self._pool.map(run, range(0, len(pictures), self._batch))))
@@ -173,6 +174,15 @@ def keras_engine(spec: BackboneSpec) -> Engine:
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)  # Others may share it.
     return TensorFlowEngine(feature_model(spec))
+
+
+def _unseen(path: str, error: OSError) -> RaymlError:
+    """The driver has read every file of the data set: what cannot be read here is no bad picture."""
+    return RaymlError(
+        f"{path} must be on every machine as it was when the photos were read. Received: {error.strerror or error} on "
+        f"{_node_name()}",
+        "Does that machine see DATA under the same path, and does nobody change it? What is finished is kept.",
+    )
 
 
 def _node_name() -> Any:

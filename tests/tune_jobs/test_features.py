@@ -141,21 +141,30 @@ def test_unreadable_pictures_are_named_and_the_others_kept(run: Pass, photos: Pa
     (photos / LABELS[2] / "cut.jpg").write_bytes((photos / LABELS[2] / "0.jpg").read_bytes()[:700])
     shutil.copy(photos / LABELS[1] / "text.jpg", photos / LABELS[2] / "again.jpg")
     manifest = scan_labelled(photos, LABELS)
-    gone = photos / LABELS[0] / "2.jpg"
-    gone.unlink()  # After it was seen.
+    bad = [f"{LABELS[1]}/text.jpg", f"{LABELS[2]}/cut.jpg", f"{LABELS[2]}/again.jpg"]
     with pytest.raises(DataError) as caught:
         run(manifest)
-    assert caught.value.message.startswith("4 of 15 pictures cannot be read: ")
-    for path in (f"{LABELS[0]}/2.jpg", f"{LABELS[1]}/text.jpg", f"{LABELS[2]}/cut.jpg", f"{LABELS[2]}/again.jpg"):
-        assert f"{path} (" in caught.value.message
+    assert caught.value.message.startswith("3 of 15 pictures cannot be read: ")
+    assert all(f"{path} (" in caught.value.message for path in bad)
     assert "--skip-unreadable" in caught.value.hint
-    assert len(run.bank()) == 11
+    assert len(run.bank()) == 12
 
     result = run(manifest, skip_unreadable=True)
-    assert sorted(result.unreadable) == sorted(
-        [f"{LABELS[0]}/2.jpg", f"{LABELS[1]}/text.jpg", f"{LABELS[2]}/cut.jpg", f"{LABELS[2]}/again.jpg"]
-    )
-    assert (result.computed, result.cached) == (0, 11)
+    assert sorted(result.unreadable) == sorted(bad)
+    assert (result.computed, result.cached) == (0, 12)
+
+
+@pytest.mark.parametrize("skip_unreadable", [False, True])
+def test_a_machine_that_does_not_see_the_photos_ends_the_pass(run: Pass, photos: Path, skip_unreadable: bool) -> None:
+    """As does a photo that went away since it was seen: neither is a bad picture that could be skipped."""
+    manifest = scan_labelled(photos, LABELS)
+    (photos / LABELS[0] / "2.jpg").unlink()
+    with pytest.raises(
+        RaymlError, match=r"2\.jpg must be on every machine as it was .* Received: No such .* on [0-9.]+$"
+    ) as caught:
+        run(manifest, skip_unreadable=skip_unreadable)
+    assert "DATA under the same path" in caught.value.hint
+    assert len(run.bank()) == 0
 
 
 def test_a_picture_that_was_replaced_does_not_get_into_the_bank(run: Pass, photos: Path) -> None:
