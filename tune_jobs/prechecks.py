@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from rayml.data import Manifest, scan
 from rayml.errors import UsageError, install_hint
 from rayml.frozen import default_cache
 from rayml.progress import Progress
-from rayml.storage import check_storage
+from rayml.storage import check_storage, is_bucket
 from tune_jobs.cluster import keras_backend
 from tune_jobs.config import END_TO_END, SearchSettings, check_folder
 from tune_jobs.job import Stages
@@ -42,6 +43,7 @@ def check(
             f"--out must be a new folder. Received: {run}, which is there",
             "Name another, or remove it. An interrupted search goes on with --resume.",
         )
+    _check_apart(settings, run)
     _check_keras(settings)
     if settings.precision == "int8" and find_spec("onnxruntime") is None:
         raise UsageError(
@@ -75,6 +77,20 @@ def with_storage(settings: SearchSettings) -> SearchSettings:
     if settings.storage_path is None:
         return settings
     return replace(settings, storage_path=check_storage(settings.storage_path))
+
+
+def _check_apart(settings: SearchSettings, run: Path) -> None:
+    """Refuse to write into DATA, where a folder is a class: every later command would find one without photos."""
+    data = os.path.realpath(settings.data)
+    written = {"--out": run, "the cache": cache_folder(settings)}
+    if settings.storage_path and not is_bucket(settings.storage_path):
+        written["--storage-path"] = Path(settings.storage_path)
+    for name, folder in written.items():
+        if Path(os.path.realpath(folder)).is_relative_to(data):
+            raise UsageError(
+                f"{name} must lie outside DATA, {settings.data}. Received: {folder}",
+                "Folders in DATA are classes. Name one beside it.",
+            )
 
 
 def _check_keras(settings: SearchSettings) -> None:
