@@ -100,6 +100,13 @@ def usable_nodes() -> tuple[Node, ...]:
     )
 
 
+def node_name() -> str:
+    """The address of the machine that this process runs on, as Ray knows it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
 def autoscaler_maximum() -> tuple[int, int] | None:
     """The processors and graphics processors that the connected cluster may grow to; None where nobody says."""
     from ray._private.state import state

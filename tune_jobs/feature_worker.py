@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from rayml.errors import InputError, RaymlError, SearchError, UsageError
 from rayml.features import FeatureBank
 from rayml.frozen import TOLERANCES, difference
 from rayml.images import load_pixels
+from tune_jobs.cluster import node_name
 from tune_jobs.lean import import_keras
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class FeatureWorker:
             try:
                 self._bank.store.check_mark(mark)
             except RaymlError as error:
-                raise RaymlError(f"on {_node_name()}, {error.message}", error.hint) from None
+                raise RaymlError(f"on {node_name()}, {error.message}", error.hint) from None
         if self._spec is None:
             engine: Engine = load_engine(graph, threads=self._threads, streams=self._threads)
         else:
@@ -99,7 +100,7 @@ class FeatureWorker:
             share = "their size" if precision == "float32" else "what tells the pictures apart"
             raise SearchError(
                 f"the features of known pictures must come out the same on every machine, to {most:g} of {share}. "
-                f"Received: a difference of {far:.2g} by {engine.name} in {precision} on {_node_name()}",
+                f"Received: a difference of {far:.2g} by {engine.name} in {precision} on {node_name()}",
                 "Are the packages and drivers of that machine those of the others?"
                 if precision == "float32"
                 else "Has that processor VNNI or AMX, like the others? In float32 it need not.",
@@ -180,12 +181,6 @@ def _unseen(path: str, error: OSError) -> RaymlError:
     """The driver has read every file of the data set: what cannot be read here is no bad picture."""
     return RaymlError(
         f"{path} must be on every machine as it was when the photos were read. Received: {error.strerror or error} on "
-        f"{_node_name()}",
+        f"{node_name()}",
         "Does that machine see DATA under the same path, and does nobody change it? What is finished is kept.",
     )
-
-
-def _node_name() -> Any:
-    import ray
-
-    return ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]

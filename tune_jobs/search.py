@@ -16,8 +16,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
 
 from rayml.end_to_end import Network, PixelData
-from rayml.errors import SearchError
+from rayml.errors import RaymlError, SearchError
 from rayml.progress import Progress
+from rayml.storage import FolderStore
 from rayml.training import TrainingData
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
@@ -198,7 +199,8 @@ def run_search(
         trackers: who follows it besides.
 
     Raises:
-        SearchError: no node has room for a trial, every trial failed, or RUN cannot be written.
+        SearchError: no node has room for a trial, every trial failed, or RUN cannot be written, or is another folder
+            on another machine.
         KeyboardInterrupt: Ctrl-C; what the trials had reported stays.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
@@ -263,6 +265,7 @@ def _tune(
         param_space={
             "cell": tune.grid_search(in_turns(remaining, HEAD_KIND)),
             "checkpoints": str(search.run.absolute() / CHECKPOINTS),
+            "mark": _marked(search.run),
             "epochs": settings.epochs,
             "network": network,
             "seed": settings.seed,
@@ -292,6 +295,14 @@ def _tune(
     except tune.error.TuneError as error:  # Its text is the traceback of the cause, which stands in the last line.
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
         raise SearchError(f"Ray Tune gave up ({reason})", _AGAIN) from error
+
+
+def _marked(run: Path) -> str:
+    """A file among the checkpoints by which trials know that their machine sees this RUN."""
+    try:
+        return FolderStore(run / CHECKPOINTS).mark()
+    except RaymlError as error:
+        raise SearchError(f"{run} could not be written ({error.message})", _AGAIN) from None
 
 
 def _know_deaths_for_memory() -> None:

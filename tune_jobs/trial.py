@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rayml.end_to_end import EndToEndTrainer, PixelData
+from rayml.errors import RaymlError
+from rayml.storage import FolderStore
 from rayml.training import HeadTrainer, TrainingData, head_trainer
 from tune_jobs.checkpoints import BestEpoch, Checkpoint, newest_checkpoint, write_checkpoint
+from tune_jobs.cluster import node_name
 from tune_jobs.lean import import_keras
 from tune_jobs.records import EpochRow
 
@@ -34,13 +37,16 @@ def train_head(config: dict[str, Any], data: TrainingData | PixelData) -> None:
     again, and throw its process away.
 
     Arguments:
-        config: `cell` (see `tune_jobs.grid`), `checkpoints` (the folder of all trials), `epochs`, `seed`, `threads`,
-            and for pictures `network`, a `rayml.end_to_end.Network`.
+        config: `cell` (see `tune_jobs.grid`), `checkpoints` (the folder of all trials), `mark` (a file in it that every
+            machine must see), `epochs`, `seed`, `threads`, and for pictures `network`, a `rayml.end_to_end.Network`.
         data: both splits as features or as pictures, the same for all trials.
     """
     from ray import tune
 
     cell = config["cell"]
+    if reason := _unshared(Path(config["checkpoints"]), config["mark"]):
+        tune.report({"epoch": 0, "val_accuracy": math.nan, "halted": reason})
+        return
     folder = Path(config["checkpoints"]) / cell["trial"]
     trainer = _trainer(config, data)
     rates = {name: cell[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
@@ -78,6 +84,20 @@ def train_head(config: dict[str, Any], data: TrainingData | PixelData) -> None:
             return
         tune.report({**_report(row), **note})
         note = {}
+
+
+def _unshared(checkpoints: Path, mark: str) -> str:
+    """Why what is written here would be found nowhere else; "" where this machine sees the driver's RUN."""
+    try:
+        if FolderStore(checkpoints).peek(mark) is not None:
+            return ""
+        received = "another one, or none,"
+    except RaymlError as error:
+        received = error.message
+    return (
+        f"RUN, {checkpoints.parent}, must be one folder that all machines see by the same path (docs/cluster.md). "
+        f"Received: {received} on {node_name()}"
+    )
 
 
 def _report(row: EpochRow) -> dict[str, Any]:

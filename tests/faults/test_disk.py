@@ -21,12 +21,20 @@ def test_checkpoints_that_cannot_be_written(ray_cluster: str, tmp_path: Path) ->
     run = tmp_path / "run"
     run.mkdir()
     (run / "checkpoints").write_text("a file where the folder belongs")
+    with pytest.raises(SearchError, match=r"run could not be written \(mark-.* to .*checkpoints: File exists\)$"):
+        search(ray_cluster, tmp_path, **SMALL)
+    (run / "checkpoints").unlink()
+    places = [run / "checkpoints" / trial for trial in ("00000", "00001")]
+    for place in places:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("a file where the folder belongs")
     with pytest.raises(SearchError, match=r"the checkpoint of trial 0000[01] could not be written \(") as caught:
         search(ray_cluster, tmp_path, **SMALL)
     assert "--resume" in caught.value.hint
     assert rows(tmp_path) == 0
     assert not (run / "trials.csv").exists()
-    (run / "checkpoints").unlink()
+    for place in places:
+        place.unlink()
     assert len(search(ray_cluster, tmp_path, **SMALL).trials) == 2
     assert rows(tmp_path) == 4  # Of two after epoch 1, one goes on.
 

@@ -138,7 +138,7 @@ def test_what_a_crash_may_leave_behind(ray_cluster: str, undisturbed: Undisturbe
     for name in ("history.csv", "ledger.jsonl"):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(whole[: len(whole) - 7])
-    for trial in (run / "checkpoints").iterdir():
+    for trial in (run / "checkpoints").glob("0*"):
         newest = max(trial.glob("*.npz"))
         newest.write_bytes(newest.read_bytes()[:1000])
     for path in (run / "ray").rglob("*"):

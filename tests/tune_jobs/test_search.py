@@ -111,6 +111,22 @@ def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:
     assert stopped.trials[0].val_accuracy == everything.trials[0].val_accuracy
 
 
+def test_a_run_that_a_machine_does_not_share_ends_the_search_at_once(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = one_at_a_time(tmp_path, size_inner=(4,), learning_rate=(0.01, 0.02), epochs=1, grace_period=1)
+    chosen.out.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("tune_jobs.search.FolderStore.mark", lambda store: "mark-of-another-folder")
+        with pytest.raises(SearchError, match=r"run, must be one folder that all .* or none, on [0-9.]+$") as caught:
+            run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET)
+    assert "--resume" in caught.value.hint
+    assert not (chosen.out / "checkpoints").exists()
+    for _ in range(2):  # The second time nothing is left to do.
+        assert len(run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET).trials) == 2
+    assert len(list((chosen.out / "checkpoints").glob("mark-*"))) == 1
+
+
 def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
     result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -177,7 +193,9 @@ def test_trials_that_no_machine_has_room_for(
         trial_cpus(settings(tmp_path, **changes), cluster)
 
 
-def test_a_process_killed_for_memory_is_taken_for_one_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_for_memory_is_taken_for_one_that_died(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/faults/test_memory.py has Ray kill one, which takes long."""
     from ray.air.execution import FixedResourceManager
     from ray.air.execution._internal import RayActorManager, TrackedActor
@@ -192,7 +210,7 @@ def test_a_process_killed_for_memory_is_taken_for_one_that_died(monkeypatch: pyt
     assert told == [OutOfMemoryError, OutOfMemoryError]
 
 
-def test_what_ended_ray_tune_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ended_ray_tune_is_said(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import tune
 
     def give_up(tuner: Any) -> None:
