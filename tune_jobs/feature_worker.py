@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # graphics processor wants many, and the engine halves what does not fit into its memory.
 CPU_BATCH, GPU_BATCH = 8, 128
 PIXEL_BYTES = 256 << 20  # Of decoded pictures that a worker holds at most: with large ones a call gets fewer.
+
+Decode: TypeAlias = "Callable[[int, NDArray[np.uint8]], None]"  # of a picture by its place in the chunk, into its array
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class FeatureWorker:
     def __init__(self, image_size_px: int, threads: int, spec: BackboneSpec | None, bank: FeatureBank | None) -> None:
         self._image_size_px, self._threads, self._spec, self._bank = image_size_px, threads, spec, bank
         self._pool = ThreadPoolExecutor(threads)
-        fitting = PIXEL_BYTES // (threads * image_size_px * image_size_px * 3)
-        self._batch = max(1, min(GPU_BATCH if spec else CPU_BATCH, fitting))
+        self._held = PIXEL_BYTES // (image_size_px * image_size_px * 3)  # Pictures.
         self._engine: Engine | None = None
 
     def load(
@@ -119,28 +120,57 @@ class FeatureWorker:
             DataError: a picture is another one than when the data set was read.
             RaymlError: a file cannot be read from this machine, though the driver has just read it.
         """
-        engine = self._engine
-        assert engine is not None
         unreadable: dict[int, str] = {}
         pictures = list(zip(paths, digests, strict=True))
 
-        def run(start: int) -> NDArray[np.float32]:
-            part = pictures[start : start + self._batch]
-            pixels = np.zeros((len(part), self._image_size_px, self._image_size_px, 3), np.uint8)
-            for row, (path, sha256) in enumerate(part):
-                try:
-                    pixels[row] = load_pixels(read_photo(Path(path), sha256), self._image_size_px)
-                except InputError as error:
-                    unreadable[start + row] = error.message
-                except OSError as error:
-                    raise _unseen(path, error) from None
-            return engine(pixels)
+        def decode(row: int, pixels: NDArray[np.uint8]) -> None:
+            path, sha256 = pictures[row]
+            try:
+                pixels[:] = load_pixels(read_photo(Path(path), sha256), self._image_size_px)
+            except InputError as error:
+                unreadable[row] = error.message
+            except OSError as error:
+                raise _unseen(path, error) from None
 
-        vectors = np.concatenate(list(self._pool.map(run, range(0, len(pictures), self._batch))))
+        passed = (self._side_by_side if self._spec is None else self._in_turn)(range(len(pictures)), decode)
+        vectors = np.concatenate(list(passed))
         if self._bank is None:
             return Done(vectors, unreadable)
         store(self._bank, digests, vectors, unreadable)
         return Done(None, unreadable)
+
+    def _side_by_side(self, rows: range, decode: Decode) -> Iterable[NDArray[np.float32]]:
+        """On processors each thread decodes a few pictures and then runs them through the engine."""
+        engine = self._engine
+        assert engine is not None
+
+        def run(part: range) -> NDArray[np.float32]:
+            pixels = self._blank(len(part))
+            for row, into in zip(part, pixels, strict=True):
+                decode(row, into)
+            return engine(pixels)
+
+        return self._pool.map(run, _parts(rows, min(CPU_BATCH, self._held // self._threads)))
+
+    def _in_turn(self, rows: range, decode: Decode) -> Iterator[NDArray[np.float32]]:
+        """On a graphics processor all threads decode, ahead of the one that has it compute."""
+        engine = self._engine
+        assert engine is not None
+        for block in _parts(rows, self._held):
+            pixels = self._blank(len(block))
+            decoded = self._pool.map(decode, block, pixels)
+            for part in _parts(range(len(block)), GPU_BATCH):
+                for _ in part:
+                    next(decoded)
+                yield engine(pixels[part.start : part.stop])
+
+    def _blank(self, count: int) -> NDArray[np.uint8]:
+        return np.zeros((count, self._image_size_px, self._image_size_px, 3), np.uint8)
+
+
+def _parts(rows: range, size: int) -> Iterator[range]:
+    size = max(1, size)
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def store(bank: FeatureBank, digests: Sequence[str], vectors: NDArray[np.float32], unreadable: dict[int, str]) -> None:

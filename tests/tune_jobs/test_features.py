@@ -397,6 +397,56 @@ def test_int8_is_computed_on_processors(
     assert "VNNI" in caught.value.hint
 
 
+class Sums:
+    """An engine whose vector of a picture is the sum of its pixels; notes what it is given."""
+
+    name = "sums"
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def __call__(self, pixels: Any) -> Any:
+        self.given.append(len(pixels))
+        return pixels.reshape(len(pixels), -1).sum(axis=1, keepdims=True).astype(np.float32)
+
+
+def test_a_graphics_processor_is_given_large_batches_that_all_threads_decode(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3)
+
+    def decode(data: bytes, side: int) -> Any:
+        together.wait(WAIT_S)  # Passes only where three pictures are decoded at once.
+        return load_pixels(data, side)
+
+    monkeypatch.setattr("tune_jobs.feature_worker.load_pixels", decode)
+    manifest = scan_labelled(photos, LABELS)
+    paths, digests = [str(photos / photo.path) for photo in manifest.photos], [p.sha256 for p in manifest.photos]
+    expected = Sums()(np.stack([load_pixels(Path(path).read_bytes(), 64) for path in paths]))
+    # Fewer pictures than a batch; batches; and no more pictures in memory than there is room for.
+    for batch, held, given in ((128, 12, [12]), (5, 12, [5, 5, 2]), (5, 9, [5, 4, 3])):
+        monkeypatch.setattr("tune_jobs.feature_worker.GPU_BATCH", batch)
+        monkeypatch.setattr("tune_jobs.feature_worker.PIXEL_BYTES", held * 64 * 64 * 3)
+        worker, engine = FeatureWorker(64, 3, SPEC, None), Sums()
+        worker._engine = engine
+        np.testing.assert_array_equal(worker.compute(paths, digests).vectors, expected)
+        assert engine.given == given
+
+
+def test_what_cannot_be_decoded_on_a_graphics_processor(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_jobs.feature_worker.node_name", lambda: "10.0.0.7")
+    (photos / LABELS[0] / "1.jpg").write_bytes(b"no picture")
+    manifest = scan_labelled(photos, LABELS)
+    paths, digests = [str(photos / photo.path) for photo in manifest.photos], [p.sha256 for p in manifest.photos]
+    worker = FeatureWorker(64, 2, SPEC, None)
+    worker._engine = Sums()
+    done = worker.compute(paths, digests)
+    assert list(done.unreadable) == [1] and done.vectors is not None and len(done.vectors) == 12
+    Path(paths[7]).unlink()
+    with pytest.raises(RaymlError, match=r"on 10\.0\.0\.7$"):
+        worker.compute(paths, digests)
+
+
 def test_slots_share_a_nodes_processors_out() -> None:
     def shape(node: Node, share: float) -> list[tuple[int, float]]:
         return [(slot.threads, slot.gpus) for slot in _slots(node, share)]
