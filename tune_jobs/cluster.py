@@ -47,6 +47,14 @@ class Node:
     memory_bytes: int = 0
 
 
+def gpu_places(gpus: int, share: float) -> int:
+    """How many that take `share` of a graphics processor each, or a whole number of them, fit on a machine.
+
+    Ray spreads nobody's share over two: of 0.6 there is room for one on each.
+    """
+    return gpus * int(1 / share + 1e-9) if share < 1 else int(gpus / share + 1e-9)
+
+
 @contextmanager
 def ray_cluster(address: str) -> Iterator[tuple[Node, ...]]:
     """Connect to Ray, or start it; a Ray that this process is connected to already is used and left running.

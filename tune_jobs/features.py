@@ -29,7 +29,7 @@ from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone
 from rayml.images import stack_pixels
 from rayml.progress import Advance, Progress
-from tune_jobs.cluster import Node
+from tune_jobs.cluster import Node, gpu_places
 from tune_jobs.feature_worker import FeatureWorker, store
 
 CHUNKS_A_WORKER = 32  # Progress, and what an interruption may lose: a thirty-second of the pass, within
@@ -196,9 +196,8 @@ class _Slot:
 def _slots(node: Node, gpus_a_worker: float) -> list[_Slot]:
     if not (node.gpus and gpus_a_worker):
         return [_Slot(node, node.cpus, 0.0)]
-    share = min(gpus_a_worker, node.gpus)
-    count = min(node.cpus, int(node.gpus / share + 1e-9))
-    return [_Slot(node, node.cpus // count, share) for _ in range(count)]
+    count = min(node.cpus, gpu_places(node.gpus, gpus_a_worker))
+    return [_Slot(node, node.cpus // count, gpus_a_worker) for _ in range(count)]
 
 
 def _hand_out(slots: Sequence[_Slot], chunks: _Chunks, ask: Callable[[_Slot, _Chunk], Any]) -> None:

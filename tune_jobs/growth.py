@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rayml.errors import SearchError
-from tune_jobs.cluster import Node, usable_nodes
+from tune_jobs.cluster import Node, gpu_places, usable_nodes
 from tune_jobs.config import SearchSettings
 from tune_jobs.records import EpochRow
 from tune_jobs.tracker import Tracker
@@ -53,7 +53,7 @@ class Demand:
         places = 0
         for node in nodes:
             on_cpus = int(node.cpus / self.cpus + 1e-9)
-            places += min(on_cpus, int(node.gpus / self.gpus + 1e-9)) if self.gpus else on_cpus
+            places += min(on_cpus, gpu_places(node.gpus, self.gpus)) if self.gpus else on_cpus
         return min(places, self.trials)
 
     def bundles(self) -> list[dict[str, float]]:

@@ -456,6 +456,7 @@ def test_slots_share_a_nodes_processors_out() -> None:
     assert shape(Node("a", 8, 2), 1.0) == [(4, 1.0)] * 2
     assert shape(Node("a", 8, 2), 0.5) == [(2, 0.5)] * 4
     assert shape(Node("a", 8, 1), 0.1) == [(1, 0.1)] * 8
+    assert shape(Node("a", 8, 2), 0.6) == [(4, 0.6)] * 2  # A worker is not spread over two graphics processors.
     assert shape(Node("a", 1, 4), 1.0) == [(1, 1.0)]
 
 

@@ -40,6 +40,8 @@ def test_what_a_search_asks_for(tmp_path: Path) -> None:
         (Demand(1, 0.25, 8), [(8, 1)], 4),
         (Demand(4, 0.25, 8), [(8, 1)], 2),
         (Demand(1, 1, 8), [(8, 0)], 0),
+        (Demand(1, 0.6, 8), [(8, 2)], 2),  # nor over two graphics processors
+        (Demand(1, 2, 8), [(8, 5)], 2),
         (Demand(0.1, 0, 80), [(3, 0)], 30),  # 3 / 0.1 is a little less than 30
     ],
 )
