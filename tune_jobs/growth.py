@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rayml.errors import SearchError
-from tune_jobs.cluster import Node, gpu_places, usable_nodes
+from tune_jobs.cluster import Node, autoscaler_maximum, gpu_places, usable_nodes
 from tune_jobs.config import SearchSettings
 from tune_jobs.records import EpochRow
 from tune_jobs.tracker import Tracker
@@ -55,6 +55,14 @@ class Demand:
             on_cpus = int(node.cpus / self.cpus + 1e-9)
             places += min(on_cpus, gpu_places(node.gpus, self.gpus)) if self.gpus else on_cpus
         return min(places, self.trials)
+
+    def within(self, most: tuple[int, int] | None) -> Demand:
+        """The same for as many trials as a cluster can ever have a place for, at least one.
+
+        Arguments:
+            most: the processors and graphics processors that it may grow to; None where nobody says.
+        """
+        return self if most is None else replace(self, trials=max(1, self.places([Node("", *most)])))
 
     def bundles(self) -> list[dict[str, float]]:
         """The demand in the autoscaler's words."""
@@ -109,7 +117,7 @@ def room(demand: Demand, timeout_s: float, say: Callable[[str], None]) -> Iterat
     """
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=demand.bundles())
+    request_resources(bundles=demand.within(autoscaler_maximum()).bundles())
     try:
         yield await_room(demand, timeout_s, say)
     finally:
@@ -121,13 +129,17 @@ def await_room(
     timeout_s: float,
     say: Callable[[str], None],
     nodes_now: Callable[[], tuple[Node, ...]] = usable_nodes,
+    most_now: Callable[[], tuple[int, int] | None] = autoscaler_maximum,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Node, ...]:
     """Wait until there is room for the whole demand, or `timeout_s` seconds have passed and there is some.
 
+    What the cluster cannot grow to is not waited for.
+
     Arguments:
         nodes_now: the machines at the moment.
+        most_now: what the cluster may grow to; an autoscaler that has just started does not say so yet.
         clock, sleep: seconds.
 
     Raises:
@@ -136,15 +148,15 @@ def await_room(
     start = clock()
     said = -_SAY_S
     while True:
-        nodes = nodes_now()
-        places, waited = demand.places(nodes), clock() - start
-        if places == demand.trials:
+        nodes, possible = nodes_now(), demand.within(most_now())
+        places, waited = possible.places(nodes), clock() - start
+        if places == possible.trials:
             return nodes
         if waited >= timeout_s:
             break
         if waited - said >= _SAY_S:
             said = waited
-            say(f"ray: {places} of {demand.trials} trials have a place; waiting for the cluster to grow")
+            say(f"ray: {places} of {possible.trials} trials have a place; waiting for the cluster to grow")
         sleep(_POLL_S)
     if not places:
         received = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no machine"
@@ -153,5 +165,5 @@ def await_room(
             f"Received: {received}",
             "Look at the autoscaler's log (`ray status`), or wait longer: scale_up_timeout_s.",
         )
-    say(f"ray: going on with {places} of {demand.trials} trials at once; the cluster has not grown further")
+    say(f"ray: going on with {places} of {possible.trials} trials at once; the cluster has not grown further")
     return nodes

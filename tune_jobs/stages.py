@@ -15,7 +15,7 @@ from rayml.features import FeatureBank
 from rayml.frozen import FrozenBackbone, find_frozen, freeze, share_frozen
 from rayml.gathered import Recipe, gather, in_memory
 from rayml.training import TrainingData
-from tune_jobs.cluster import keras_backend, on_this_node
+from tune_jobs.cluster import autoscaler_maximum, keras_backend, on_this_node
 from tune_jobs.config import END_TO_END, SearchSettings
 from tune_jobs.end_to_end import decode, network, select_network
 from tune_jobs.features import PassResult, feature_pass
@@ -148,7 +148,8 @@ def _search(job: Job, data: TrainingData | PixelData, before_head: Network | Non
     with job.stages.stage("search") as said:
         followers: list[Tracker] = [MLflow(job.mlflow, run, settings.to_json())] if job.mlflow else []
         if settings.scale_up_timeout_s:
-            followers.append(Shrinking(Demand.of(settings), settings.trials))
+            asked_for = Demand.of(settings).within(autoscaler_maximum())
+            followers.append(Shrinking(asked_for, settings.trials))
         result = run_search(settings, data, job.nodes, run, job.progress, before_head, followers)
         states = [trial.status for trial in result.trials]
         said += [f"{states.count(state)} {state}" for state in ("finished", "stopped", "failed") if state in states]

@@ -50,21 +50,29 @@ def test_places(demand: Demand, sizes: list[tuple[int, int]], places: int) -> No
 
 
 class Growing:
-    """A cluster to which a machine of two processors comes every ten seconds, up to `most`, and its clock."""
+    """A cluster to which a machine of two processors comes every ten seconds, up to `most`, and its clock.
 
-    def __init__(self, most: int) -> None:
+    Arguments:
+        says_so_after_s: until then its autoscaler does not say what it may grow to; None for never.
+    """
+
+    def __init__(self, most: int, says_so_after_s: float | None = None) -> None:
         self.now = 0.0
         self.most = most
+        self.says_so_after_s = says_so_after_s
         self.said: list[str] = []
 
     def nodes(self) -> tuple[Node, ...]:
         return machines(*[(2, 0)] * min(self.most, int(self.now / 10)))
 
+    def maximum(self) -> tuple[int, int] | None:
+        return None if self.says_so_after_s is None or self.now < self.says_so_after_s else (2 * self.most, 0)
+
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
     def wait(self, demand: Demand, timeout_s: float) -> tuple[Node, ...]:
-        return await_room(demand, timeout_s, self.said.append, self.nodes, lambda: self.now, self.sleep)
+        return await_room(demand, timeout_s, self.said.append, self.nodes, self.maximum, lambda: self.now, self.sleep)
 
 
 def test_the_search_waits_until_all_trials_have_a_place() -> None:
@@ -82,6 +90,20 @@ def test_the_search_goes_on_in_the_room_that_there_is() -> None:
     assert len(cluster.wait(Demand(1, 0, 8), 60)) == 2
     assert cluster.now == 60
     assert cluster.said[-1] == "ray: going on with 4 of 8 trials at once; the cluster has not grown further"
+
+
+@pytest.mark.parametrize("says_so_after_s", [0.0, 25.0])
+def test_more_than_the_cluster_can_grow_to_is_not_waited_for(says_so_after_s: float) -> None:
+    cluster = Growing(2, says_so_after_s)
+    assert len(cluster.wait(Demand(1, 0, 8), 900)) == 2
+    assert cluster.now == max(20, says_so_after_s)
+    assert cluster.said == [
+        f"ray: 0 of {8 if says_so_after_s else 4} trials have a place; waiting for the cluster to grow"
+    ]
+    assert Demand(1, 0.5, 8).within((6, 2)) == Demand(1, 0.5, 4)
+    assert Demand(1, 0, 8).within((sys.maxsize, 0)) == Demand(1, 0, 8)
+    with pytest.raises(SearchError, match=r"a machine with 1 CPUs and 1 GPUs was expected within 60 s\."):
+        Growing(2, 0.0).wait(Demand(1, 1, 8), 60)
 
 
 def test_no_room_at_all_is_an_error() -> None:
