@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,12 +155,11 @@ def make_plan(
     graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
     # Trials that read the bank map one file a machine; others are sent the vectors, and hold them once more.
     one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + COPIES * max(heads) * FLOAT_BYTES
-    disk = [
-        Need(
-            "disk for RUN", _unwritten(KEPT * COPIES * FLOAT_BYTES * sum(heads), run / CHECKPOINTS) + graph, _free(run)
-        ),
-        *_bank_needs(settings, features * len(manifest.photos), features * to_compute, together, cache),
-    ]
+    checkpoints = _unwritten(KEPT * COPIES * FLOAT_BYTES * sum(heads), run / CHECKPOINTS)
+    disk = {
+        **_on_disk("disk for RUN", checkpoints + graph, run),
+        **_bank_needs(settings, features * len(manifest.photos), features * to_compute, together, cache),
+    }
     plan = _plan(settings, manifest, nodes, cpus, to_compute, disk, vectors, one_trial, frozen is not None)
     memory = _memory(nodes)
     if frozen:
@@ -211,7 +210,7 @@ def _plan(
     nodes: Sequence[Node],
     cpus: float,
     to_compute: int,
-    disk: list[Need],
+    disk: Iterable[Need],
     shared: int,
     one_trial: int,
     exact: bool,
@@ -271,10 +270,11 @@ def _plan_networks(
     )
     pixels = len(manifest.photos) * 3 * spec.image_size_px**2
     decoded = PixelRecipe.of(manifest, spec.image_size_px, cache / "pixels").place
-    disk = [
-        Need("disk for RUN", _unwritten(KEPT * settings.trials * numbers, run / CHECKPOINTS) + len(graph), _free(run)),
-        Need("disk for the cache", _unwritten(pixels, decoded), _free(cache)),
-    ]
+    checkpoints = _unwritten(KEPT * settings.trials * numbers, run / CHECKPOINTS)
+    disk = {
+        **_on_disk("disk for RUN", checkpoints + len(graph), run),
+        **_on_disk("disk for the cache", _unwritten(pixels, decoded), cache),
+    }
     # Pages of a mapped file: memory that the system takes back where it is short of it.
     plan = _plan(settings, manifest, nodes, cpus, 0, disk, pixels, one_trial, frozen is not None)
     if frozen is None:
@@ -290,22 +290,25 @@ def _plan_networks(
     return plan
 
 
-def _bank_needs(settings: SearchSettings, numbers: int, new: int, together: int, cache: Path) -> list[Need]:
+def _bank_needs(settings: SearchSettings, numbers: int, new: int, together: int, cache: Path) -> dict[Need, int | None]:
     """Where features go: to what machines share, else to the cache, where they are also brought together for trials.
 
     Arguments:
         numbers, new: of all vectors, and of those to be computed.
         together: bytes of the vectors that are to be brought together.
+
+    Returns:
+        The needs, each with its file system; see `_on_disk`.
     """
     storage, size = settings.storage_path, np.dtype(settings.feature_dtype).itemsize
     if storage is None:
-        return [Need("disk for the cache", size * new + together, _free(cache))]
-    free = None if is_bucket(storage) else _free(Path(storage))
-    copied = size * numbers if is_bucket(storage) and together else 0
-    return [
-        Need(f"{'features' if is_bucket(storage) else 'disk for features'}, in {storage}", size * new, free),
-        Need("disk for the cache, on each machine", copied + together, _free(cache)),
-    ]
+        return _on_disk("disk for the cache", size * new + together, cache)
+    if is_bucket(storage):
+        features: dict[Need, int | None] = {Need(f"features, in {storage}", size * new, None): None}
+        together += size * numbers if together else 0  # Copies of the shards, beside.
+    else:
+        features = _on_disk(f"disk for features, in {storage}", size * new, Path(storage))
+    return {**features, **_on_disk("disk for the cache, on each machine", together, cache)}
 
 
 def _limit(settings: SearchSettings) -> int:
@@ -347,11 +350,15 @@ def _notes(settings: SearchSettings, at_once: int, here: int, needed: int, memor
     return found
 
 
-def _check_disk(needs: list[Need]) -> None:
-    for need in needs:
-        if need.free is not None and need.needed > need.free:
+def _check_disk(disk: dict[Need, int | None]) -> None:
+    """Refuse what does not fit; what goes to one file system has to find room there together."""
+    for device in {device for device in disk.values() if device is not None}:
+        needs = [need for need, its in disk.items() if its == device and need.needed]
+        free = min((need.free for need in needs if need.free is not None), default=0)
+        if sum(need.needed for need in needs) > free:
+            listed = " and ".join(f"{need.what} needs {_size(need.needed)}" for need in needs)
             raise SearchError(
-                f"{need.what} needs {_size(need.needed)}. Received: {_size(need.free)} free",
+                f"{listed}. Received: {_size(free)} free on that file system",
                 "Free some space, or name other folders: --out, --cache, --storage-path.",
             )
 
@@ -362,13 +369,14 @@ def _unwritten(needed: int, folder: Path | None) -> int:
     return max(0, needed - there)
 
 
-def _free(folder: Path) -> int | None:
-    """Free bytes where a folder is or would be made."""
+def _on_disk(what: str, needed: int, folder: Path) -> dict[Need, int | None]:
+    """A need of room where a folder is or would be made, with the number of that file system; None where unknown."""
     there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
     try:
-        return shutil.disk_usage(there).free if there else None
+        free, device = (shutil.disk_usage(there).free, there.stat().st_dev) if there else (None, None)
     except OSError:
-        return None
+        free = device = None
+    return {Need(what, needed, free): device}
 
 
 def _size(count: int) -> str:

@@ -18,7 +18,7 @@ from rayml.pixels import PixelRecipe
 from tests.tune_jobs.small import settings
 from tune_jobs import plan as module
 from tune_jobs.cluster import Node
-from tune_jobs.plan import LARGEST_VALUES, NETWORK_PROCESS_BYTES, PROCESS_BYTES, Plan, make_plan
+from tune_jobs.plan import LARGEST_VALUES, NETWORK_PROCESS_BYTES, PROCESS_BYTES, Need, Plan, _check_disk, make_plan
 
 GB = 10**9
 ONE = Node("a", 2, 0, 8 * GB)
@@ -213,6 +213,18 @@ def test_what_cannot_be_done_ends_with_the_arithmetic(
     with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 8\.2 "):
         plan(tmp_path, (Node("a", 2, 0, GB // 2),))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(SearchError, match=r"disk for RUN needs 2\d\.\d MB. Received: 1 kB free") as caught:
+    with pytest.raises(SearchError, match=r"RUN needs 2\d\.\d MB and disk for the cache needs .* Received: 1 kB free"):
         plan(tmp_path)
+
+
+def test_what_goes_to_one_disk_has_to_fit_there_together() -> None:
+    run, cache, bucket = Need("disk for RUN", 6 * GB, 10 * GB), Need("cache", 5 * GB, 10 * GB), Need("s3", GB, None)
+    _check_disk({run: 1, cache: 2, bucket: None})
+    with pytest.raises(SearchError) as caught:
+        _check_disk({run: 1, cache: 1, bucket: None})
+    said = "disk for RUN needs 6.0 GB and cache needs 5.0 GB. Received: 10.0 GB free on that file system"
+    assert caught.value.message == said
     assert "--out, --cache" in caught.value.hint
+    with pytest.raises(SearchError) as caught:
+        _check_disk({run: 1, Need("cache", 11 * GB, 10 * GB): 2, Need("nothing", 0, 10 * GB): 2})
+    assert caught.value.message == "cache needs 11.0 GB. Received: 10.0 GB free on that file system"
