@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class RunSummary:
         bundle: RUN/best.
         best: the winner's line of trials.csv.
         trials: all lines.
-        timings: seconds by stage.
+        timings: seconds by stage, also where it was interrupted and resumed.
         computed, cached: pictures whose features had to be computed, and those whose features were there.
         largest_class_share: what answering with the largest class alone would score on validation.
     """
@@ -79,6 +79,7 @@ class Job:
         run, cache: both folders, absolute.
         stages: times them.
         progress: is told how they go.
+        before: run.json as an interrupted run has left it, where that one is resumed.
     """
 
     settings: SearchSettings
@@ -90,3 +91,10 @@ class Job:
     cache: Path
     stages: Stages
     progress: Progress
+    before: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, with those that an interrupted run has spent on it."""
+        earlier, now = self.before.get("timings", {}), self.stages.seconds
+        return {stage: round(earlier.get(stage, 0.0) + now.get(stage, 0.0), 3) for stage in {**earlier, **now}}

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
             try:
                 if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
                     write_record(run, {**asked(settings), "status": "searching", "timings": {}})
-                summary = run_stages(Job(settings, spec, manifest, nodes, mlflow, run, cache, stages, progress))
+                shared = (settings, spec, manifest, nodes, mlflow, run, cache, stages, progress)
+                summary = run_stages(Job(*shared, before=record or {}))
             except BaseException as error:
                 set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 raise
@@ -85,7 +87,7 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                 said.append(str(settings.out / keep_report(run, settings.data).name))
             except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
                 said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
-    return summary
+    return replace(summary, timings={**summary.timings, "report": stages.seconds["report"]})
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tune_jobs.growth import Demand, Shrinking
 from tune_jobs.job import Job, RunSummary
 from tune_jobs.mlflow_runs import MLflow
 from tune_jobs.plan import check_sealable
-from tune_jobs.runfolder import check_same_backbone, check_same_data, read_record, write_record
+from tune_jobs.runfolder import check_same_backbone, check_same_data, write_record
 from tune_jobs.sealing import seal, versions
 from tune_jobs.search import SearchResult, run_search
 from tune_jobs.select import Winner, select
@@ -44,8 +44,7 @@ def run_stages(job: Job) -> RunSummary:
         said.append(f"{job.spec.name} at {job.spec.image_size_px} px{in_int8} {found}")
         backbone = backbone or on_this_node(freeze, job.spec, job.cache)
         check_sealable(settings, job.manifest, backbone)  # The plan knew less where it was not in the cache.
-        if settings.resume:
-            check_same_backbone(backbone.graph_sha256, read_record(job.run))  # Rather than after the features.
+        check_same_backbone(backbone.graph_sha256, job.before)  # Rather than after the features.
         if settings.storage_path is not None:
             share_frozen(backbone, job.cache, settings.storage_path)
     return (_run_on_pixels if settings.mode == END_TO_END else _run_on_features)(job, backbone)
@@ -134,12 +133,12 @@ def _begin(job: Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, 
         },
         "features": {"computed": passed.computed, "cached": passed.cached, "engine": passed.engine},
     }
-    if job.settings.resume:
-        before = read_record(job.run)
-        # Photos may have been skipped since. A run that was killed in its first pass had not come so far.
-        check_same_data(job.manifest, before)
-        record["data"]["unreadable"] |= before.get("data", {}).get("unreadable", {})
-    write_record(job.run, {**record, "status": "searching", "timings": job.stages.seconds})
+    # Photos may have been skipped since. A run that was killed in its first pass had not come so far.
+    check_same_data(job.manifest, job.before)
+    record["data"]["unreadable"] |= job.before.get("data", {}).get("unreadable", {})
+    if not passed.computed:  # The interrupted run knows where they came from.
+        record["features"] = job.before.get("features", record["features"])
+    write_record(job.run, {**record, "status": "searching", "timings": job.timings})
     return record
 
 
@@ -178,13 +177,13 @@ def _finish(
 ) -> RunSummary:
     largest = float(np.bincount(data.validation_labels).max() / len(data.validation_labels))
     won_record = {"best": asdict(won.trial), "bundle": "best", "largest_class_share": largest}
-    write_record(job.run, {**record, "status": "finished", **won_record, "timings": job.stages.seconds})
+    write_record(job.run, {**record, "status": "finished", **won_record, "timings": job.timings})
     return RunSummary(
         run=job.settings.out,
         bundle=job.settings.out / "best",
         best=won.trial,
         trials=result.trials,
-        timings=job.stages.seconds,
+        timings=job.timings,
         computed=record["features"]["computed"],
         cached=record["features"]["cached"],
         largest_class_share=largest,

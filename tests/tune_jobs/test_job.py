@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tune_jobs.job import RunSummary
+from tests.tune_jobs.small import QUIET
+from tune_jobs.job import Job, RunSummary, Stages
 from tune_jobs.records import TrialRow
 
 
@@ -20,3 +22,13 @@ def test_a_trial_without_an_epoch_is_json_all_the_same() -> None:
         ("finished", 0.75, 0.5),
         ("failed", None, None),
     ]
+
+
+def test_a_run_that_goes_on_adds_to_what_it_has_spent() -> None:
+    stages, nothing = Stages(QUIET), [None] * 7
+    stages.seconds.update(data=1.0, features=0.5, search=2.25)
+    shared: Any = (*nothing, stages, QUIET)
+    assert Job(*shared).timings == {"data": 1.0, "features": 0.5, "search": 2.25}
+    before = {"timings": {"data": 2.0, "backbone": 3.0, "features": 60.0}}
+    timings = Job(*shared, before=before).timings
+    assert list(timings.items()) == [("data", 3.0), ("backbone", 3.0), ("features", 60.5), ("search", 2.25)]

@@ -199,7 +199,12 @@ def test_int8_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_another_machine_finds_the_features_on_the_storage(
-    summary: RunSummary, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, kind: str
+    summary: RunSummary,
+    folder: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     """One machine searches; another one, with an empty cache, goes on with the run and computes nothing again."""
     root = str(tmp_path / "shared") if kind == "folder" else request.getfixturevalue("s3") + "/search"
@@ -216,8 +221,10 @@ def test_another_machine_finds_the_features_on_the_storage(
     given = {"data": folder / "photos", "out": first.run, "cache": there, "resume": True}
     values = with_stored({**given, **({"storage_path": root} if kind == "folder" else {})})
     assert values["storage_path"] == root
-    again = run_tune(make_settings(values, "options"), QUIET)
-    assert (again.computed, again.cached, again.trials) == (0, 180, first.trials)
+    with monkeypatch.context() as patch:
+        patch.setattr("tune_jobs.features._Crew", None)  # Nothing is computed again, and what was is still known.
+        again = run_tune(make_settings(values, "options"), QUIET)
+    assert (again.computed, again.cached, again.trials) == (180, 0, first.trials)
     assert (again.bundle / "head.npz").read_bytes() == head
     copies = ["training"] if kind == "folder" else ["backbones", "features", "training"]
     assert sorted(path.name for path in there.iterdir()) == copies
@@ -311,7 +318,11 @@ def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Pa
     assert figures[0] == figures[1]
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert (done.bundle / "head.npz").read_bytes() == (summary.bundle / "head.npz").read_bytes()
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    after = json.loads((run / "run.json").read_text())
+    assert after["status"] == "finished"
+    assert after["features"] == record["features"] == {"computed": 180, "cached": 0, "engine": "openvino"}
+    assert list(after["timings"]) == list(record["timings"])
+    assert all(after["timings"][stage] >= seconds for stage, seconds in record["timings"].items())
     assert not (run / ".lock").exists()
 
 
