@@ -24,8 +24,8 @@ from tune_jobs.scheduler import METRIC, Halt, Scheduler, trial_number
 def rung_epochs(epochs: int, grace_period: int, reduction_factor: float) -> tuple[int, ...]:
     """The epochs after which trials are compared: ceil(grace_period * reduction_factor ** k), below `epochs`."""
     found: list[int] = []
-    while (epoch := math.ceil(grace_period * reduction_factor ** len(found))) < epochs:
-        found.append(epoch)
+    while (exact := grace_period * reduction_factor ** len(found)) <= epochs - 1:  # It may be infinite.
+        found.append(math.ceil(exact))
     return tuple(found)
 
 
