@@ -337,6 +337,10 @@ def make_settings(values: dict[str, Any], source: str) -> SearchSettings:
                 values[name] = parse_choice(values[name], whole)
             except ValueError as error:
                 faults.append(f"{name}: {error}. Received: {_shown(values.pop(name))}")
+    numbers = [field.name for field in fields(SearchSettings) if str(field.type).startswith(("int", "float"))]
+    for name in numbers:
+        if isinstance(values.get(name), bool):  # YAML's yes and no, which Python counts as 1 and 0.
+            faults.append(f"{name}: input should be a number. Received: {values.pop(name)}")
     try:
         settings = pydantic.TypeAdapter(SearchSettings).validate_python(values)
     except pydantic.ValidationError as error:

@@ -86,6 +86,10 @@ def test_plain_values_become_settings() -> None:
         ({**WHOLE, "unfreeze": 1, "epochs": 1}, "must be 1 to 0, since the head learns alone before"),
         ({**WHOLE, "unfreeze": 1, "fine_tune_learning_rate": 0}, "fine_tune_learning_rate must be a number over 0"),
         ({"epochs": "many"}, "c.yaml: epochs: input should be a valid integer. Received: many$"),
+        ({"epochs": True}, "c.yaml: epochs: input should be a number. Received: True$"),
+        ({"trial_gpus": True}, "c.yaml: trial_gpus: input should be a number. Received: True$"),
+        ({"grace_period": False, "max_concurrent": True}, "grace_period: .* False; max_concurrent: .* Received: True$"),
+        ({"backbone": True}, "c.yaml: backbone: input should be a valid string. Received: True$"),
         ({"epochs": 2.5}, r"c.yaml: epochs: input should be a valid integer. Received: 2\.5$"),
         (
             {"size_inner": "ten"},
