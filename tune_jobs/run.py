@@ -74,11 +74,11 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                 progress.say(note)
             if not settings.resume:
                 stack.enter_context(_new(run))
+            job = Job(settings, spec, manifest, nodes, mlflow, run, cache, stages, progress, record or {})
             try:
                 if not settings.resume:  # At once: who is killed on the way to the first trial can go on as was asked.
                     write_record(run, {**asked(settings), "status": "searching", "timings": {}})
-                shared = (settings, spec, manifest, nodes, mlflow, run, cache, stages, progress)
-                summary = run_stages(Job(*shared, before=record or {}))
+                summary = run_stages(job)
             except BaseException as error:
                 set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
                 raise
