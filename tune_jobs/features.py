@@ -39,6 +39,7 @@ IN_FLIGHT = 2  # Chunks a worker has in hand, so that it never waits for the dri
 STARTS = 3  # Of a worker that dies before it is ready; its node is then given up.
 DEATHS_IN_A_ROW = 10  # Without any chunk finished or picture proved between: then it is not the pictures.
 SAY_WAITING_AFTER_S = 60.0
+_MEMORY, _AGAIN = "Is there memory enough?", "What they finished is kept: run the same command again."
 
 
 @dataclass(frozen=True)
@@ -341,19 +342,20 @@ class _Crew:
         if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
             raise SearchError(
                 f"workers of the feature pass died {DEATHS_IN_A_ROW} times in a row ({reason})",
-                "Is there memory enough? What they finished is kept: run the same command again.",
+                f"{_MEMORY} {_AGAIN}",
             )
         if alive and slot.starts < STARTS:
             self._progress.say(f"features: a worker died and is started again ({reason})")
             self._start(slot)
             return
-        self._progress.say(f"features: a machine is gone, the others go on ({reason})")
+        ended = f"is given up, whose workers died {STARTS} times before they were ready" if alive else "is gone"
         self._slots.remove(slot)
         if not self._slots:
             raise SearchError(
-                f"no machine is left for the feature pass ({reason})",
-                "What they finished is kept: run the same command again.",
+                f"no machine is left for the feature pass: the last one {ended} ({reason})",
+                f"{_MEMORY} {_AGAIN}" if alive else _AGAIN,
             )
+        self._progress.say(f"features: a machine {ended}; the others go on ({reason})")
 
     def _done(self, count: int) -> None:
         self._left -= count

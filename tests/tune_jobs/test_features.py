@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from tests.conftest import ROOT
 from tests.tune_jobs.small import QUIET, nodes
 from tune_jobs.cluster import Node
 from tune_jobs.feature_worker import Done, FeatureWorker
-from tune_jobs.features import PassResult, _Chunk, _Chunks, _hand_out, _Slot, _slots, feature_pass
+from tune_jobs.features import STARTS, PassResult, _Chunk, _Chunks, _Crew, _hand_out, _Slot, _slots, feature_pass
 
 SPEC = backbone_spec("tiny")
 LABELS = CLASSES[:3]
@@ -241,9 +242,28 @@ class Stillborn(FeatureWorker):
 
 def test_workers_that_never_get_ready_end_the_pass(run: Pass, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_jobs.features.FeatureWorker", Stillborn)
-    with pytest.raises(SearchError, match="no machine is left for the feature pass") as caught:
+    given_up = "the last one is given up, whose workers died 3 times before they were ready"
+    with pytest.raises(SearchError, match=f"no machine is left for the feature pass: {given_up}") as caught:
         run(scan_labelled(photos, LABELS))
     assert "\n" not in caught.value.message
+    assert "memory" in caught.value.hint
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_machine_that_lives_is_not_said_to_be_gone(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": "a", "Alive": alive}])
+    monkeypatch.setattr("ray.kill", lambda worker: None)
+    crew: Any = _Crew.__new__(_Crew)
+    slot, other = (_Slot(Node("a", 1, 0), 1, 0.0, starts=STARTS - 1, running={"load": None}) for _ in range(2))
+    crew._slots, crew._deaths_in_a_row, crew._progress = [slot, other], 0, SimpleNamespace(say=said.append)
+    crew._collect = lambda slot, ref: RuntimeError("it died")
+    crew._bury(slot, _Chunks([], 1), RuntimeError("it died"))
+    words = "is given up, whose workers died 3 times before they were ready" if alive else "is gone"
+    assert said == [f"features: a machine {words}; the others go on (it died)"]
+    with pytest.raises(SearchError, match=f"the last one {words}") as caught:
+        crew._bury(other, _Chunks([], 1), RuntimeError("it died"))
+    assert ("memory" in caught.value.hint) == alive
 
 
 class Doomed(FeatureWorker):
