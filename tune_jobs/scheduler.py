@@ -145,7 +145,7 @@ class Scheduler(FIFOScheduler):
         Raises:
             OSError: the ledger cannot be written.
         """
-        self.ledger.write(Decision(number, epoch, None, None, 0, FAIL, f"epoch {epoch}: {reason}: failed"))
+        self.ledger.write(Decision(number, epoch, None, None, 0, FAIL, f"epoch {epoch}: {reason}"))
 
 
 @dataclass(frozen=True)

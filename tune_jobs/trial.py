@@ -69,7 +69,7 @@ def train_head(config: dict[str, Any], data: TrainingData | PixelData) -> None:
         metrics = trainer.run_epoch()
         row = EpochRow(cell["trial"], trainer.completed_epochs, metrics, time.monotonic() - started)
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.val_loss)):
-            reason = f"the loss of epoch {row.epoch} is not a finite number at learning rate {cell['learning_rate']:g}"
+            reason = f"the loss is not a finite number at learning rate {cell['learning_rate']:g}"
             tune.report({**_report(row), "failed": reason})
             return
         history.append(row)

@@ -107,7 +107,7 @@ def test_a_trial_that_failed(ledger: Ledger) -> None:
     assert scheduler.on_trial_result(None, trial(4), result(3, float("nan"), failed="the loss is no number")) == STOP
     (made,) = ledger.decisions
     assert (made.trial, made.epoch, made.value, made.decision) == ("00004", 3, None, "fail")
-    assert made.reason == "epoch 3: the loss is no number: failed"
+    assert made.reason == "epoch 3: the loss is no number"
 
 
 def test_what_must_not_be_lost_halts_the_search(tmp_path: Path) -> None:
