@@ -83,7 +83,7 @@ def select_network(
         SearchError: no trial gave a result, or the graph does not score what the table says.
         RaymlError: the graph could not be written, or an engine does not compute what Keras does.
     """
-    trial, best, damaged = best_epoch(result)
+    trial, best, damaged = best_epoch(result, run)
     if best.tuned:
         folder = Path(tempfile.mkdtemp(prefix=".tuned-", dir=run)) / "backbone"
         frozen = on_this_node(freeze_tuned, spec, best.tuned, folder)

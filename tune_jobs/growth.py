@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rayml.errors import SearchError
 from tune_jobs.cluster import Node, autoscaler_maximum, gpu_places, usable_nodes
 from tune_jobs.config import SearchSettings
-from tune_jobs.records import EpochRow
 from tune_jobs.tracker import Tracker
 
 _POLL_S = 1.0
@@ -83,12 +81,6 @@ class Shrinking(Tracker):
     def __init__(self, demand: Demand, trials: int) -> None:
         self._demand, self._trials = demand, trials
         self._ended: set[str] = set()
-
-    def begin(self, number: str, cell: dict[str, Any]) -> None:
-        """See `Tracker`."""
-
-    def epoch(self, row: EpochRow) -> None:
-        """See `Tracker`."""
 
     def end(self, number: str, status: str) -> None:
         """See `Tracker`."""

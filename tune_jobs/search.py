@@ -54,12 +54,10 @@ class SearchResult:
 
     Arguments:
         trials: a line each, in the order of the grid.
-        checkpoints: trial_id -> the folder of its checkpoints, the newest of which holds its best epoch.
         errors: trial_id -> why it failed.
     """
 
     trials: tuple[TrialRow, ...]
-    checkpoints: dict[str, Path]
     errors: dict[str, str]
 
 
@@ -174,11 +172,7 @@ class Search:
         """What there is so far."""
         trials = tuple(row for _, row in sorted(self.ended().items()))
         failed = [(trial.trial_id, self.ledger.ending(trial.trial_id)) for trial in trials if trial.status == "failed"]
-        return SearchResult(
-            trials,
-            {cell["trial"]: self.run / CHECKPOINTS / cell["trial"] for cell in self.cells},
-            {number: ending.reason for number, ending in failed if ending is not None},
-        )
+        return SearchResult(trials, {number: ending.reason for number, ending in failed if ending is not None})
 
 
 def run_search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from rayml.metrics import accuracy, cross_entropy
 from rayml.training import TrainingData
 from tune_jobs.checkpoints import BestEpoch, newest_checkpoint
 from tune_jobs.records import TrialRow, winner
-from tune_jobs.search import SearchResult
+from tune_jobs.search import CHECKPOINTS, SearchResult
 
 # The table's loss was summed by the compiled epoch, this one by NumPy; both in float32 from the same vectors.
 LOSS_TOLERANCE = 1e-4
@@ -44,17 +45,20 @@ class Winner:
     damaged: tuple[str, ...] = ()
 
 
-def select(result: SearchResult, data: TrainingData) -> Winner:
+def select(result: SearchResult, data: TrainingData, run: Path) -> Winner:
     """Take the best epoch of the best trial out of its checkpoint, of a search on features.
+
+    Arguments:
+        run: RUN, with the checkpoints.
 
     Raises:
         SearchError: no trial gave a result, or the weights do not score what the table says.
     """
-    trial, best, damaged = best_epoch(result)
+    trial, best, damaged = best_epoch(result, run)
     return prove(trial, best, data.validation_features, data.validation_labels, damaged)
 
 
-def best_epoch(result: SearchResult) -> tuple[TrialRow, BestEpoch, tuple[str, ...]]:
+def best_epoch(result: SearchResult, run: Path) -> tuple[TrialRow, BestEpoch, tuple[str, ...]]:
     """The best trial, what its checkpoint holds, and what is wrong with newer checkpoints than that.
 
     Raises:
@@ -63,7 +67,7 @@ def best_epoch(result: SearchResult) -> tuple[TrialRow, BestEpoch, tuple[str, ..
     trial = winner(result.trials)
     if trial is None:
         raise SearchError("no trial gave a result", "See ledger.jsonl in the run's folder.")
-    checkpoint, damaged = newest_checkpoint(result.checkpoints[trial.trial_id])
+    checkpoint, damaged = newest_checkpoint(run / CHECKPOINTS / trial.trial_id)
     if checkpoint is None:
         raise SearchError(
             f"the winner, trial {trial.trial_id}, has no checkpoint that can be read ({'; '.join(damaged) or 'none'})",

@@ -80,7 +80,7 @@ def _run_on_features(job: Job, backbone: FrozenBackbone) -> RunSummary:
     record = _begin(job, backbone, passed)
     result = _search(job, data, None)
     with stages.stage("bundle") as said:
-        won = select(result, data)
+        won = select(result, data, job.run)
         _write_best(job, backbone, won, said)
     return _finish(job, record, data, won, result)
 

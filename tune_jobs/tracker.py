@@ -23,7 +23,6 @@ class Tracker(ABC):
 
     name = ""
 
-    @abstractmethod
     def begin(self, number: str, cell: dict[str, Any]) -> None:
         """A trial is about to be told of.
 
@@ -31,10 +30,11 @@ class Tracker(ABC):
             number: the trial's, five digits.
             cell: what it is trained with, by name.
         """
+        return
 
-    @abstractmethod
     def epoch(self, row: EpochRow) -> None:
         """A trial has done an epoch, each once and in order."""
+        return
 
     @abstractmethod
     def end(self, number: str, status: str) -> None:

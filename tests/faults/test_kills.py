@@ -58,7 +58,7 @@ class Undisturbed:
         won = winner(result.trials)
         assert won is not None
         # The weights are there, and score what the table says.
-        assert select(result, data()).trial == won
+        assert select(result, data(), folder / "run").trial == won
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_every_cell_runs_and_is_recorded(ray_cluster: str, tmp_path: Path) -> No
         assert trial.best_epoch == 1 + accuracies.index(max(accuracies))  # the first of equal ones
         assert trial.val_loss == float(rows[trial.best_epoch - 1]["val_loss"])
         # The trial's last checkpoint holds its best epoch, and scores what the table says.
-        checkpoint, damaged = newest_checkpoint(result.checkpoints[trial.trial_id])
+        checkpoint, damaged = newest_checkpoint(tmp_path / "run" / "checkpoints" / trial.trial_id)
         assert checkpoint is not None and not damaged
         best = checkpoint.best
         logits = best.weights.logits(data.validation_features)
@@ -52,7 +52,7 @@ def test_every_cell_runs_and_is_recorded(ray_cluster: str, tmp_path: Path) -> No
         assert accuracy(logits, data.validation_labels) == trial.val_accuracy
         assert cross_entropy(logits, data.validation_labels) == pytest.approx(trial.val_loss, rel=1e-5)
     expected = min(result.trials, key=lambda trial: (-trial.val_accuracy, trial.val_loss, trial.trial_id))
-    assert select(result, data).trial == expected
+    assert select(result, data, tmp_path / "run").trial == expected
 
 
 def test_one_seed_gives_one_history(ray_cluster: str, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(ray_cluster: str, tmp_path:
     assert "00001" not in result.errors
     assert broken.epochs == sum(row["trial_id"] == "00000" for row in history)
     assert all(math.isfinite(float(row["val_loss"])) for row in history)
-    assert select(result, data).trial == sound
+    assert select(result, data, tmp_path / "run").trial == sound
 
 
 def test_all_trials_failed(ray_cluster: str, tmp_path: Path) -> None:
@@ -130,10 +130,9 @@ def test_a_run_that_a_machine_does_not_share_ends_the_search_at_once(
 
 
 def test_rays_own_state_stays_in_the_runs_folder(ray_cluster: str, tmp_path: Path) -> None:
-    result, _ = search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
+    search(tmp_path, ray_cluster, size_inner=(4,), learning_rate=(0.01,), epochs=1, grace_period=1)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["cells.csv", "checkpoints", "history.csv", "ledger.jsonl", "ray", "tensorboard", "trials.csv"]
-    assert result.checkpoints["00000"] == tmp_path / "run" / "checkpoints" / "00000"
 
 
 def test_a_search_that_cannot_begin_says_why(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,13 +30,13 @@ def result(data: TrainingData, tmp_path: Path) -> SearchResult:
     metrics = trainer.run_epoch()
     best = BestEpoch(1, metrics.val_accuracy, trainer.weights())
     history = (EpochRow("00000", 1, metrics, 0.5), EpochRow("00000", 2, trainer.run_epoch(), 1.0))
-    write_checkpoint(tmp_path, Checkpoint(trainer.state(), best, history))
+    write_checkpoint(tmp_path / "checkpoints" / "00000", Checkpoint(trainer.state(), best, history))
     row = TrialRow("00000", 4, 0.05, 0.0, "finished", 2, 1, metrics.val_accuracy, metrics.val_loss, 1.0)
-    return SearchResult((row,), {"00000": tmp_path}, {})
+    return SearchResult((row,), {})
 
 
-def test_the_winner_is_its_best_epochs_own_weights(result: SearchResult, data: TrainingData) -> None:
-    won = select(result, data)
+def test_the_winner_is_its_best_epochs_own_weights(result: SearchResult, data: TrainingData, tmp_path: Path) -> None:
+    won = select(result, data, tmp_path)
     assert won.trial is result.trials[0]
     np.testing.assert_array_equal(won.validation_logits, won.head.logits(data.validation_features))
     assert accuracy(won.validation_logits, data.validation_labels) == won.trial.val_accuracy
@@ -53,28 +53,30 @@ def changed(result: SearchResult, **values: object) -> SearchResult:
     ids=["accuracy", "loss", "epoch"],
 )
 def test_weights_that_do_not_score_what_the_table_says(
-    result: SearchResult, data: TrainingData, values: dict[str, object]
+    result: SearchResult, data: TrainingData, values: dict[str, object], tmp_path: Path
 ) -> None:
     with pytest.raises(SearchError, match="the winner's weights were to score"):
-        select(changed(result, **values), data)
+        select(changed(result, **values), data, tmp_path)
 
 
-def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData) -> None:
-    (file,) = result.checkpoints["00000"].iterdir()
+def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData, tmp_path: Path) -> None:
+    (file,) = (tmp_path / "checkpoints" / "00000").iterdir()
     with np.load(file) as arrays:
         stored = dict(arrays)
     stored["best_logits_bias"] = stored["best_logits_bias"] + np.float32([3, 0, 0])
     np.savez(file, **stored)
     with pytest.raises(SearchError, match="Received: ") as caught:
-        select(result, data)
+        select(result, data, tmp_path)
     assert "No bundle was written" in caught.value.hint
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(SearchError, match=r"no checkpoint that can be read .*00002\.npz is damaged"):
-        select(result, data)
+        select(result, data, tmp_path)
 
 
-def test_another_order_of_adding_may_break_a_tie_the_other_way(result: SearchResult, data: TrainingData) -> None:
-    trial, best, _ = best_epoch(result)
+def test_another_order_of_adding_may_break_a_tie_the_other_way(
+    result: SearchResult, data: TrainingData, tmp_path: Path
+) -> None:
+    trial, best, _ = best_epoch(result, tmp_path)
     logits = best.weights.logits(data.validation_features)
     # The features of one picture, moved until its two best classes are equal but for rounding.
     features = data.validation_features.copy()
@@ -111,6 +113,6 @@ def test_another_order_of_adding_may_break_a_tie_the_other_way(result: SearchRes
         prove(two, best, features, labels, (), rounding=ENGINE_ROUNDING)
 
 
-def test_no_trial_gave_a_result(result: SearchResult, data: TrainingData) -> None:
+def test_no_trial_gave_a_result(result: SearchResult, data: TrainingData, tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="no trial gave a result"):
-        select(changed(result, status="failed"), data)
+        select(changed(result, status="failed"), data, tmp_path)
