@@ -89,7 +89,7 @@ def _check_apart(settings: SearchSettings, run: Path) -> None:
         if Path(os.path.realpath(folder)).is_relative_to(data):
             raise UsageError(
                 f"{name} must lie outside DATA, {settings.data}. Received: {folder}",
-                "Folders in DATA are classes. Name one beside it.",
+                "Folders in DATA are classes. Name one beside it; a run that lies there may be moved.",
             )
 
 
