@@ -162,18 +162,29 @@ def scan(
             "Leave out --validation-fraction, or move the validation folder away.",
         )
     reader = FolderReader(root, progress)
-    inner = root / TRAIN
-    # A class may be called "train": as a split's folder it holds folders.
-    nested = kind(inner) == "folder" and any(kind(entry) == "folder" for entry in entries(inner))
-    start = inner if nested else root
-    if nested:
-        reader.ignore(entry for entry in entries(root) if entry != inner)
+    (start,) = class_parents(root, validation_fraction)
+    if start != root:
+        reader.ignore(entry for entry in entries(root) if entry != start)
     photos = _photos(reader, start, TRAIN)
     _check_class_folders(start, photos)
     classes = _at_least_two(start, photos)
     manifest = _manifest(root, classes, _split(photos, validation_fraction, seed), reader)
     _check_complete(manifest, (TRAIN, VALIDATION))
     return manifest
+
+
+def class_parents(root: Path, validation_fraction: float | None) -> tuple[Path, ...]:
+    """The folders whose folders are classes, as `scan` reads them; they need not be there.
+
+    Arguments:
+        root, validation_fraction: as of `scan`.
+    """
+    if validation_fraction is None:
+        return root / TRAIN, root / VALIDATION
+    # A class may be called "train": as a split's folder it holds folders.
+    inner = root / TRAIN
+    nested = kind(inner) == "folder" and any(kind(entry) == "folder" for entry in entries(inner))
+    return (inner if nested else root,)
 
 
 def scan_labelled(root: Path | str, classes: Sequence[str], progress: Progress | None = None) -> Manifest:

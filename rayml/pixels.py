@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rayml.data import TRAIN, VALIDATION, Manifest, UnreadablePictures, read_photo
 from rayml.end_to_end import PixelData
-from rayml.errors import InputError, RaymlError
+from rayml.errors import DataError, InputError, RaymlError
 from rayml.gathered import forget_others
 from rayml.images import load_pixels, preprocessing_id
 from rayml.progress import Advance
@@ -164,7 +164,10 @@ def _parts(
         except InputError as error:
             unreadable[path] = error.message
         except OSError as error:
-            unreadable[path] = f"{error.strerror}"
+            raise DataError(
+                f"{recipe.root / path} must stay as it was when the photos were read. Received: {error.strerror}",
+                "Does each machine see DATA under the same path, and does nobody change it?",
+            ) from None
         return np.zeros(shape[1:], np.uint8)
 
     with ThreadPoolExecutor() as pool:

@@ -11,7 +11,7 @@ from typing import Any
 from rayml.backbones import BackboneSpec, backbone_spec
 from rayml.check.doctor import quick_check
 from rayml.check.findings import in_one_line
-from rayml.data import Manifest, scan
+from rayml.data import Manifest, class_parents, scan
 from rayml.errors import UsageError, install_hint
 from rayml.frozen import default_cache
 from rayml.progress import Progress
@@ -80,17 +80,17 @@ def with_storage(settings: SearchSettings) -> SearchSettings:
 
 
 def _check_apart(settings: SearchSettings, run: Path) -> None:
-    """Refuse to write into DATA, where a folder is a class: every later command would find one without photos."""
-    data = os.path.realpath(settings.data)
+    """Refuse to write where folders are classes: every later command would find one without photos."""
     written = {"--out": run, "the cache": cache_folder(settings)}
     if settings.storage_path and not is_bucket(settings.storage_path):
         written["--storage-path"] = Path(settings.storage_path)
-    for name, folder in written.items():
-        if Path(os.path.realpath(folder)).is_relative_to(data):
-            raise UsageError(
-                f"{name} must lie outside DATA, {settings.data}. Received: {folder}",
-                "Folders in DATA are classes. Name one beside it; a run that lies there may be moved.",
-            )
+    for parent in class_parents(settings.data, settings.validation_fraction):
+        for name, folder in written.items():
+            if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(parent)):
+                raise UsageError(
+                    f"{name} must lie outside {parent}, whose folders are classes. Received: {folder}",
+                    "Name another one; a run that lies there may be moved.",
+                )
 
 
 def _check_keras(settings: SearchSettings) -> None:
