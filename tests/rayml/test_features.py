@@ -29,7 +29,7 @@ def vectors(count: int, seed: int = 1) -> NDArray[np.float32]:
 
 
 def backbone(**changes: object) -> FrozenBackbone:
-    made = FrozenBackbone(Path("anywhere"), "tiny", 64, "a" * 64, "b" * 64, D)
+    made = FrozenBackbone(Path("anywhere"), "tiny", 64, "a" * 64, "b" * 64, "c" * 64, D)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
