@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import numpy as np  # noqa: E402
+from environments import KERAS, as_here, install  # noqa: E402
 from measure import last_line, machine, spread, versions, write_result  # noqa: E402
-from servers import KERAS, as_here, install  # noqa: E402
 
 TRAIN, VALIDATION, FEATURES, CLASSES = 3068, 341, 2048, 10
 SIZES, RATES, EPOCHS = (10, 100, 1000), (0.0001, 0.001, 0.01, 0.1), 10

@@ -18,7 +18,7 @@ server gets the same requests from `bench/load.py` in a process of its own, whos
 model does not. Processor time is that of the server's whole process tree.
 
 Rivals live in `bench/rivals/`, each is installed into an environment of its own below --cache, once (FastAPI 0.3 GB,
-those with TensorFlow 2 GB), with the versions that `bench/servers.py` names. Writes
+those with TensorFlow 2 GB), with the versions that `bench/servers.py` and `bench/environments.py` name. Writes
 bench/results/serving_BACKBONE.json, with _bfloat16 or _int8 behind its name where the model computes in that. Only a
 whole run is written, others are printed: at least 5 rounds of at least 2 seconds, in float32 with all servers, in other
 precisions, which Keras does not have, with at least rayml, fastapi and flask.
@@ -37,15 +37,13 @@ from typing import Any
 # This file has the package's name and lies first on the module path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from environments import BASE, install, installed_versions
 from measure import machine, quartiles, spread, versions, write_result
 from servers import (
-    BASE,
     RIVALS,
     Bare,
     Server,
     bare_side,
-    install,
-    installed_versions,
     server_side,
     some_photos,
     surroundings_of,

@@ -321,7 +321,7 @@ def _write(
     except OSError as error:
         raise RaymlError(
             f"{folder.parent} must be writable. Received: {error.strerror or error}",
-            "Free some space, or point --cache (or RAYML_CACHE), --out where it lies in RUN, to another folder.",
+            "Free some space, or name another folder: --cache (or RAYML_CACHE), or --out for what lies in RUN.",
         ) from None
     frozen = load_frozen(folder)
     if frozen is None:

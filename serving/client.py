@@ -43,7 +43,7 @@ class Client:
         if api_key is not None:
             if not is_key(api_key):
                 raise UsageError(
-                    f"an API key must be {KEY_RULE}. Received: {len(api_key)} characters, others among them",
+                    f"an API key must be {KEY_RULE}. Received: another text, of {len(api_key)} characters",
                     "RAYML_API_KEY holds one key, not a file of keys.",
                 )
             self._session.headers["authorization"] = f"Bearer {api_key}"

@@ -40,12 +40,12 @@ def test_a_quick_look_replaces_nothing(
 
 
 def test_an_environment_is_of_its_versions(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    servers = bench("servers")
+    environments = bench("environments")
     monkeypatch.setattr(subprocess, "run", lambda command, check: Path(command[-1]).mkdir(parents=True, exist_ok=True))
     monkeypatch.chdir(tmp_path)
-    first, second = (servers.install(tmp_path, (f"flask=={version}", "gunicorn[x]==2")) for version in ("1", "2"))
+    first, second = (environments.install(tmp_path, (f"flask=={version}", "gunicorn[x]==2")) for version in ("1", "2"))
     assert first != second
-    assert first == servers.install(tmp_path, ("gunicorn[x]==2", "flask==1"))
+    assert first == environments.install(tmp_path, ("gunicorn[x]==2", "flask==1"))
     assert first.parent.name.startswith("flask-gunicorn-")
 
 

@@ -156,7 +156,7 @@ def _classify_here(bundle: Path, engine: str) -> _Classify:
 def _classify_there(server: str) -> _Classify:
     from serving.client import Client
 
-    client = Client(server, api_key=os.environ.get("RAYML_API_KEY"))
+    client = Client(server, api_key=os.environ.get("RAYML_API_KEY") or None)
 
     def classify(image: Path) -> tuple[str, float, dict[str, float]]:
         reply = client.predict(_read(image, _MAX_SENT_BYTES))

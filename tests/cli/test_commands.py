@@ -326,12 +326,16 @@ def test_a_name_that_is_no_text(bundle: Path, tmp_path: Path, run: Any) -> None:
     assert_refused(run("predict", tmp_path / "\udcfe.jpg", "--bundle", bundle), 2, "\\udcfe.jpg")
 
 
-def test_a_server_that_is_down(tmp_path: Path, run: Any) -> None:
+def test_a_server_that_is_down(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     image = picture(tmp_path, 0)
     assert_refused(run("predict", image, "--server", url), 1, f"A server must listen on {url}", "rayml serve BUNDLE")
+    monkeypatch.setenv("RAYML_API_KEY", "")  # None, then.
+    assert_refused(run("predict", image, "--server", url), 1, f"A server must listen on {url}", "rayml serve BUNDLE")
+    monkeypatch.setenv("RAYML_API_KEY", "one\ntwo")
+    assert_refused(run("predict", image, "--server", url), 2, "an API key must be", "not a file of keys")
     assert_refused(run("predict", image, "--server", "ftp://nonsense"), 2, "a server's address must be such as")
     assert_refused(run("predict", image), 2, "one of --bundle and --server is needed. Received: neither")
     assert_refused(run("predict", image, "--server", url, "--bundle", "x"), 2, "Received: both")

@@ -513,17 +513,24 @@ def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
     assert seen == [most]
 
 
-def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
-    model: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service, wanted = _service(model), []
+def _memory_held(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes that the service holds from now on, each time that it does."""
+    held: list[int] = []
     real = service._memory.hold
 
     def hold(size: int) -> Any:
-        wanted.append(size)
+        held.append(size)
         return real(size)
 
     monkeypatch.setattr(service._memory, "hold", hold)
+    return held
+
+
+def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = _service(model)
+    wanted = _memory_held(service, monkeypatch)
     size = model.facts.image_size_px
     for height in (size, 5000):
         pixels = bytes(3 * height * size)
@@ -566,15 +573,8 @@ def test_large_pictures_that_wait_for_memory_keep_no_small_one_waiting(
 
 
 def test_large_bodies_are_parsed_as_far_as_memory_goes(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
     service = _service(model)
-    real = service._memory.hold
-
-    def hold(size: int) -> Any:
-        held.append(size)
-        return real(size)
-
-    monkeypatch.setattr(service._memory, "hold", hold)
+    held = _memory_held(service, monkeypatch)
     size = model.facts.image_size_px
     for pixels in ([[[1, 2, 3]] * size] * size, [[[1, 2, 3]] * 600] * 600):
         body = json.dumps({"instances": [pixels]}).encode()

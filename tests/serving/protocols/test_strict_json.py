@@ -38,9 +38,9 @@ def test_strings_and_objects_have_a_limit_of_their_own() -> None:
         return False
 
     assert not refused(b'{"a":[' + b"1," * 900 + b"1]}")
-    assert not refused(b'{"a":["' + b'","' * 15 + b'"]}')
-    assert refused(b'{"a":["' + b'","' * 25 + b'"]}')
-    assert not refused(b'{"a":[' + b"{}," * 8 + b"1]}")
+    assert not refused(b'{"a":["' + b'","' * 8 + b'"]}')  # A name and nine strings.
+    assert refused(b'{"a":["' + b'","' * 9 + b'"]}')
+    assert not refused(b'{"a":[' + b"{}," * 9 + b"1]}")
     assert refused(b'{"a":[' + b"{}," * 10 + b"1]}")
 
 

@@ -17,7 +17,7 @@ from tests.serving.protocols.facts import FACTS, IDENTITY, PREDICTIONS
 
 LIMITS = RequestLimits(max_image_bytes=1000, max_instances=3, max_pixels=100)
 PIXELS = [[[0, 1, 2], [253, 254, 255]]]  # 1 x 2 x 3
-LONG_AND_SHORT = ["a" * 100_000, *["b"] * 500]  # 200 MB where each takes as much as the longest
+LONG_AND_SHORT = ["a" * 100_000, *["b"] * 250]  # 100 MB where each takes as much as the longest
 
 
 def _sources(value: object) -> tuple[Any, ...]:
