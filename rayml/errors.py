@@ -78,15 +78,25 @@ class InputError(RaymlError):
         status: the HTTP status, 400 to 504.
         code: a stable snake_case name of the fault for programs, e.g. `unreadable_image`.
         hint: as in `RaymlError`.
+        retry_after_s: of a 503, seconds after which it is worth another try, where that is known.
     """
 
     exit_code = 2
     remedy = ""  # Of a request: its message says all that a stranger is told.
 
-    def __init__(self, message: str, *, status: int = 400, code: str = "bad_request", hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "bad_request",
+        hint: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message, hint)
         self.status = status
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class DataError(RaymlError):

@@ -127,10 +127,17 @@ class Registry:
 
         Raises:
             UsageError: there is no such version.
+            RegistryError: the folder cannot be read.
         """
         path = self.root / name / str(version)
-        if not path.is_dir():
-            known = ", ".join(map(str, self.versions(name))) or "none"
+        try:
+            found = path.is_dir()
+        except OSError as error:
+            raise RegistryError(f"{path} must be a readable folder. Received: {error.strerror}") from None
+        if not found:
+            known = "not to be read"  # Another fault of the folder is no reason not to say this.
+            with contextlib.suppress(RegistryError):
+                known = ", ".join(map(str, self.versions(name))) or "none"
             raise UsageError(f"{name} must have a version {version}. Received: the versions are {known}")
         return path
 

@@ -42,8 +42,9 @@ class Agreement:
 
     @property
     def share(self) -> float | None:
-        """Agreed of compared."""
-        return self.agreed / self.compared if self.compared else None
+        """Agreed of those that the shadow was asked; what it has no answer to is not agreed."""
+        asked = self.compared + self.unreadable
+        return self.agreed / asked if asked else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,10 +94,12 @@ def check_shadow(registry: Registry, name: str, state: State, version: int) -> N
             f"Received: {found.compared}{why}",
             hint,
         )
-    if (share := found.agreed / found.compared) < found.floor:
+    assert found.share is not None
+    if found.share < found.floor:
+        failed = f", {found.unreadable} of which it failed on" if found.unreadable else ""
         raise ServerError(
             f"version {version} must agree with the live one on {found.floor:g} of the pictures. "
-            f"Received: {share:.4f} of {found.compared}",
+            f"Received: {found.share:.4f} of {found.compared + found.unreadable}{failed}",
             hint,
         )
 

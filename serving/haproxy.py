@@ -29,6 +29,9 @@ _PR_SET_PDEATHSIG = 1
 _SLOW_HEADERS_S = 10
 _BOTH_LENGTHS = "{ req.hdr_cnt(content-length) gt 0 } { req.hdr_cnt(transfer-encoding) gt 0 }"
 _HAS_LENGTH, _HAS_PIECES = "{ req.hdr_val(content-length) gt 0 }", "{ req.hdr_cnt(transfer-encoding) gt 0 }"
+# Those that the parser of Ray's server knows; of another it would say, in plain text, that it is no HTTP.
+_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
+_ALLOWED = "GET, HEAD, POST"
 # What asks for predictions: these paths, and those that end so. Only it takes places at the replicas.
 PREDICTION_PATHS = ("/predict", "/predict/batch", "/explain", "/lesson")
 PREDICTION_ENDS = (":predict", "/infer")
@@ -51,6 +54,7 @@ _OWN_ERRORS = {
 }
 # Statuses that Ray Serve itself answers in plain text.
 _RAY_ERRORS = {
+    400: ("bad_request", "The request is not valid HTTP."),
     408: ("deadline", "There was no answer in time."),
     499: ("client_closed_request", "The client went away."),
     500: ("internal", "The server failed to answer this request."),
@@ -153,9 +157,13 @@ def _rules(settings: ProxySettings) -> str:
     too_long = f"The body must be at most {settings.max_body_bytes} bytes."
     two_lengths = "Content-Length and Transfer-Encoding exclude each other."
     no_body = "GET and HEAD must be without a body."
+    method, path = f"The method must be one of {_ALLOWED}.", "The request must name a path."
     lines = [
         # The clients of these routes expect an error that is a string.
         "http-request set-var(txn.plain) bool(true) if { path_beg /v1/ /v2/ } || { path /v2 }",
+        *_either("http-request", 405, "method_not_allowed", method, condition=f"!{{ method {_METHODS} }}"),
+        # `OPTIONS *`, say, which no backend is chosen for: the answer would be 503, as if there were one in a while.
+        *_either("http-request", 400, "bad_request", path, condition="!{ path_beg / }"),
         # Two lengths for one body are how requests are smuggled (RFC 9112, section 6.1).
         *_either("http-request", 400, "bad_request", two_lengths, condition=_BOTH_LENGTHS),
         *_either("http-request", 413, "body_too_large", too_long, condition=too_much),
@@ -240,9 +248,12 @@ def _return(when: str, status: int, code: str, message: str, retry_after_s: int 
 
 
 def _return_body(when: str, status: int, body: str, retry_after_s: int) -> str:
-    body = body.replace("\\", "\\\\").replace('"', '\\"').replace(" ", "\\ ")
-    retry = f" hdr Retry-After {retry_after_s}" if status == 503 else ""
-    return f"{when} return status {status} content-type application/json string {body}{retry}"
+    more = {405: f" hdr Allow {_quoted(_ALLOWED)}", 503: f" hdr Retry-After {retry_after_s}"}.get(status, "")
+    return f"{when} return status {status} content-type application/json string {_quoted(body)}{more}"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace(" ", "\\ ")
 
 
 def _error(code: str, message: str) -> str:

@@ -51,10 +51,9 @@ class MemoryBudget:
         finally:
             with self._lock:
                 self._free += held
-                free = self._free
+                # All that fit by themselves: who is late asks again, and one that is told and gone takes nobody's turn.
                 for needed, room in self._waiting:
-                    if needed <= free:  # As many as find room together; who comes late asks again.
-                        free -= needed
+                    if needed <= self._free:
                         room.get_loop().call_soon_threadsafe(_wake, room)
 
     async def room(self, wanted: int) -> None:

@@ -41,6 +41,7 @@ _OTHERS = 1
 _RELOAD_S = 10.0
 # Nor is any version loaded because a request names it, so soon after another one was: there may be many to ask for.
 _NEXT_LOAD_S = 5.0
+VERSION_NOT_LOADED = "version_not_loaded"
 # A live version that cannot be loaded, out of memory perhaps, is tried again after this long.
 _RETRY_S = 30.0
 
@@ -82,6 +83,7 @@ class Models:
         self._opened_at: dict[int, float] = {}  # Whether it could be loaded or not.
         self._loaded_for_a_request_at = -_NEXT_LOAD_S
         self._failed: dict[int, tuple[float, str]] = {}
+        self._told = ("", 0.0)  # Why nothing changes, and when that was written down.
         self._settle_at = 0.0  # When what was loaded last is made quicker; infinite once it has been.
         self._candidate: int | None = None
         self._shadow: ShadowRun | None = None
@@ -212,7 +214,7 @@ class Models:
         except UsageError:
             raise self._unknown_version() from None
         except RaymlError:  # The folder is away, or holds what is not ours.
-            raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
+            raise _not_loaded("That version cannot be loaded.", _RELOAD_S) from None
         with self._lock:
             for loaded in (self._live, *self._others.values()):
                 if loaded.facts.identity.version == str(number):
@@ -220,18 +222,17 @@ class Models:
                     if loaded is not self._live:
                         self._others[number] = loaded  # Used last.
                     return loaded
-            now = time.monotonic()
-            if (
-                now - self._opened_at.get(number, -_RELOAD_S) < _RELOAD_S
-                or now - self._loaded_for_a_request_at < _NEXT_LOAD_S
-            ):
+            again_at = max(
+                self._opened_at.get(number, -_RELOAD_S) + _RELOAD_S, self._loaded_for_a_request_at + _NEXT_LOAD_S
+            )
+            if (left_s := again_at - time.monotonic()) > 0:
                 message = "That version had to make room or cannot be loaded, or another has just been; try again."
-                raise InputError(message, status=503, code="version_not_loaded")
+                raise _not_loaded(message, left_s)
             try:
                 return self._open_other(number)
             except RaymlError as error:
                 _log.error("Version %d of %s does not load: %s", number, self.name, error.message)
-                raise InputError("That version cannot be loaded.", status=503, code="version_not_loaded") from None
+                raise _not_loaded("That version cannot be loaded.", _RELOAD_S) from None
             finally:
                 self._loaded_for_a_request_at = time.monotonic()
 
@@ -258,13 +259,22 @@ class Models:
         while not self._stopped.is_set():
             try:
                 self._step()
-            except RaymlError as error:  # The folder is away, or damaged: go on with what there is.
-                _log.error("%s stays at version %d: %s", self.name, self._live_version, error.message)
-            except Exception:
-                _log.exception("%s stays at version %d.", self.name, self._live_version)
+            except Exception as error:  # The folder is away, or damaged: go on with what there is.
+                self._tell(error)
             self._wake.wait(POLL_S)
             self._wake.clear()
             self._settle()
+
+    def _tell(self, error: Exception) -> None:
+        """Write down what keeps the versions as they are; again only when it is another thing, or after a while."""
+        reason = error.message if isinstance(error, RaymlError) else f"{type(error).__name__}: {error}"
+        told, at = self._told
+        now = time.monotonic()
+        if reason == told and now - at < _RETRY_S:
+            return
+        self._told = (reason, now)
+        trace = None if isinstance(error, RaymlError) else error
+        _log.error("%s stays at version %d: %s", self.name, self._live_version, reason, exc_info=trace)
 
     def _settle(self) -> None:
         """Once after a version went live, make it quicker and put the memory in order; no request waits for it.
@@ -348,3 +358,7 @@ class Models:
                     "pinned": self._source.pinned is not None,
                 }
             )
+
+
+def _not_loaded(message: str, retry_after_s: float) -> InputError:
+    return InputError(message, status=503, code=VERSION_NOT_LOADED, retry_after_s=retry_after_s)

@@ -51,10 +51,12 @@ class Protocol:
 
     Arguments:
         max_bytes: the largest body under these headers; 415 for headers that announce something else.
+        memory_bytes: the most memory that `parse` takes beside the body.
         parse: headers and body to `Work`.
     """
 
     max_bytes: Callable[[Mapping[str, str], RequestLimits], int]
+    memory_bytes: Callable[[Mapping[str, str], bytes, RequestLimits], int]
     parse: Callable[[Mapping[str, str], bytes, RequestLimits, ModelFacts], Work]
 
 
@@ -161,12 +163,12 @@ def _plain(
     return Route(name, methods, page, protocol, needs_key, base.plain_error)
 
 
-_PREDICT = Protocol(rayml.max_body_bytes, rayml.parse)
-_BATCH = Protocol(rayml.max_batch_bytes, rayml.parse_batch)
-_EXPLAIN = Protocol(rayml.max_body_bytes, explain.parse)
-_LESSON = Protocol(rayml.max_batch_bytes, rayml.parse_lesson)
-_V1 = Protocol(tfserving.max_body_bytes, tfserving.parse)
-_V2 = Protocol(openinference.max_body_bytes, openinference.parse)
+_PREDICT = Protocol(rayml.max_body_bytes, rayml.memory_bytes, rayml.parse)
+_BATCH = Protocol(rayml.max_batch_bytes, rayml.batch_memory_bytes, rayml.parse_batch)
+_EXPLAIN = Protocol(rayml.max_body_bytes, rayml.memory_bytes, explain.parse)
+_LESSON = Protocol(rayml.max_batch_bytes, rayml.memory_bytes, rayml.parse_lesson)
+_V1 = Protocol(tfserving.max_body_bytes, tfserving.memory_bytes, tfserving.parse)
+_V2 = Protocol(openinference.max_body_bytes, openinference.memory_bytes, openinference.parse)
 
 FIXED: dict[str, Route] = {
     route.name: route

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayml import images
 from rayml.bundle import Bundle
 from rayml.engines.openvino import OpenVINOEngine
 from rayml.predictor import Prediction, Predictor
@@ -92,9 +93,26 @@ class ServedModel:
             1000 * after_s,
         )
 
-    def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """As `Predictor.decode`."""
-        return self._predictor.decode(data)
+    def memory_bytes(self, source: bytes | NDArray[np.uint8]) -> int:
+        """The most memory that `pixels` takes beside the picture.
+
+        Raises:
+            InputError: it is larger than it may be, or no picture.
+        """
+        size = self.facts.image_size_px
+        if isinstance(source, bytes):
+            return images.decode_bytes(source, size, self._predictor.limits)
+        return images.fit_bytes(source.shape[0], source.shape[1], size)
+
+    def pixels(self, source: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture, encoded or as uint8 (H, W, 3) of any size, as the uint8 (H, W, 3) that the graph takes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if isinstance(source, bytes):
+            return self._predictor.decode(source)
+        return images.fit_pixels(source, self.facts.image_size_px)
 
     def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """As `Predictor.predict_pixels`."""

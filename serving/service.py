@@ -9,6 +9,7 @@ take no place from anybody else. One deadline counts for everything.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import traceback
@@ -21,7 +22,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rayml import images
 from rayml.errors import InputError
 from rayml.predictor import Prediction
 from serving import routes
@@ -34,8 +34,7 @@ from serving.limits import RequestLimits
 from serving.log import RequestLog
 from serving.memory import MemoryBudget, NoRoom
 from serving.metrics import Metrics
-from serving.models import Models
-from serving.protocols import strict_json
+from serving.models import VERSION_NOT_LOADED, Models
 from serving.protocols.base import Address, Answer, Source, Variants, Work, check_picture, too_large
 from serving.routes import Context, Protocol, Route, Target
 from serving.served_model import ServedModel
@@ -49,6 +48,7 @@ _ids = random.Random()
 _POOL_PER_THREAD = 4
 # A line for each refusal would cost more than the refusal, just when there is no time for it.
 _REFUSED_EVERY_S = 1.0
+_FOR_THE_MOMENT = {OVERLOADED, VERSION_NOT_LOADED}
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
@@ -107,7 +107,7 @@ class Service:
         """Let the model classify its sample once for each of its threads, so that a request finds all of it in use."""
 
         def classify(_: int) -> list[Prediction]:
-            return model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
+            return model.answers(model.predict_pixels(model.pixels(model.sample)[np.newaxis]))
 
         for predictions in self._pool.map(classify, range(self._threads)):
             assert predictions
@@ -122,13 +122,19 @@ class Service:
             answer = await self._answer(route, target, call, state)
         except InputError as error:
             answer = self._refusal(route, error, state)
-        except ClientGone:
+            _let_go(error)
+        except ClientGone as error:
             gone = InputError("The client went away.", status=499, code="client_closed_request")
             answer = self._refusal(route, gone, state)
-        except Exception:
+            _let_go(error)
+        except Exception as error:
             state.trace = traceback.format_exc()
             bug = InputError("The server failed to answer this request.", status=500, code="internal")
             answer = self._refusal(route, bug, state)
+            _let_go(error)
+        except asyncio.CancelledError as error:
+            _let_go(error)
+            raise
         seconds = time.perf_counter() - began
         self._metrics.request(route.name, answer.status, seconds)
         if self._log.every_request or (answer.status >= 500 and self._is_news(state)):
@@ -153,8 +159,8 @@ class Service:
             self._draining = False
 
     def _is_news(self, state: _State) -> bool:
-        """Whether a failure is worth a line: of those for want of a place, one a second, which says how many."""
-        if state.code != OVERLOADED:
+        """Whether a failure is worth a line: of refusals for the moment, one a second, which says how many."""
+        if state.code not in _FOR_THE_MOMENT:
             return True
         self._refused += 1
         now = time.monotonic()
@@ -171,7 +177,7 @@ class Service:
         elif error.status == 405:
             headers["allow"] = ", ".join(route.methods)
         elif error.status == 503:
-            headers["retry-after"] = str(self._limits.retry_after_s)
+            headers["retry-after"] = str(math.ceil(error.retry_after_s or self._limits.retry_after_s))
         elif error.status in (408, 413, 415):
             # The rest of a refused body may still be on its way: do not wait for it on this connection.
             headers["connection"] = "close"
@@ -217,7 +223,7 @@ class Service:
         state.version = model.facts.identity.version
 
         def begin() -> Work | Answer:
-            with self._memory.hold(strict_json.memory_bytes(body)):
+            with self._memory.hold(protocol.memory_bytes(headers, body, limits)):
                 work = protocol.parse(headers, body, limits, model.facts)
             state.pictures = len(work.sources)
             self._metrics.batch(len(work.sources))
@@ -254,14 +260,9 @@ class Service:
 
     def _pixels(self, model: ServedModel, source: bytes | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
         """A picture's pixels as the model takes them, and the seconds that it took."""
-        size = model.facts.image_size_px
-        if isinstance(source, bytes):
-            wanted = images.decode_bytes(source, size, self._limits.image)
-        else:
-            wanted = images.fit_bytes(source.shape[0], source.shape[1], size)
-        with self._memory.hold(wanted):
+        with self._memory.hold(model.memory_bytes(source)):
             began = time.perf_counter()
-            pixels = model.decode(source) if isinstance(source, bytes) else images.fit_pixels(source, size)
+            pixels = model.pixels(source)
             return pixels, time.perf_counter() - began
 
     async def _predict_variants(
@@ -352,3 +353,17 @@ class Service:
         }
         fields |= {name: value for name, value in details.items() if value}
         self._log.write("error" if status >= 500 else "info", fields)
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames hold that an error has come through: the request's body.
+
+    A task holds its error, the error its traceback, that the frames, and one of these the task: they would stay until
+    the garbage collector looks for cycles, while the body's place is another's already.
+    """
+    chain: list[BaseException | None] = [error]
+    while chain:
+        if (one := chain.pop()) is not None and (one.__traceback__ or one.__context__ or one.__cause__):
+            one.__traceback__ = None
+            chain += [one.__context__, one.__cause__]
+            one.__context__ = one.__cause__ = None

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayml.errors import RaymlError
-from rayml.images import fit_pixels
 from serving.served_model import ServedModel
 
-# Pictures that wait for the shadow, and how large each may be in memory where it makes other pixels of them.
+# Pictures that wait for the shadow; where it makes other pixels of them, how large each may be while it waits, and
+# what making them may take of memory, which nobody else counts: enough for ordinary photos.
 _QUEUE = 8
 _MAX_BYTES = 4 << 20
+_MAX_DECODE_BYTES = 64 << 20
 # Latencies are those of the last so many pictures.
 _RECENT = 1000
 # Above everything: Linux' lowest priority, a seventieth of the processor while anybody else wants it (sched(7)).
@@ -129,8 +130,11 @@ class ShadowRun:
         seconds: float,
     ) -> None:
         if self._own_pixels:
-            size = shadow.facts.image_size_px
-            pixels = shadow.decode(source) if isinstance(source, bytes) else fit_pixels(source, size)
+            if shadow.memory_bytes(source) > _MAX_DECODE_BYTES:
+                with self._lock:
+                    self._counts["dropped"] += 1
+                return
+            pixels = shadow.pixels(source)
         start = time.perf_counter()
         logits = shadow.predict_pixels(pixels[np.newaxis])
         taken = time.perf_counter() - start

@@ -84,6 +84,17 @@ def max_body_bytes(headers: Mapping[str, str], limits: RequestLimits) -> int:
     return limits.max_body_bytes
 
 
+def memory_bytes(headers: Mapping[str, str], body: bytes, limits: RequestLimits) -> int:
+    """The most memory that `parse` takes beside `body`.
+
+    Raises:
+        InputError: 400, the length of its JSON is not one.
+    """
+    text, binary = _split(headers, body)
+    # The binary part is copied behind the JSON, into the tensor's part of it and into elements.
+    return strict_json.memory_bytes(text, limits.max_json_values, limits.max_json_strings) + 3 * len(binary)
+
+
 def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model: ModelFacts) -> Work:
     """The pictures of an `infer` request.
 
@@ -163,7 +174,7 @@ def _data(tensor: _Tensor, binary: bytes) -> tuple[bytes, bytes]:
 def _images(tensor: _Tensor, binary: bytes, limits: RequestLimits) -> tuple[Source, ...]:
     shape = tensor.shape
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1):
-        raise _wrong("image must have the shape [N]", str(list(shape)))
+        raise _wrong("image must have the shape [N]", str(list(shape))[:60])
     count = shape[0]
     base.check_count(count, limits)
     if tensor.data is None:
@@ -202,7 +213,7 @@ def _elements(binary: bytes, count: int) -> list[bytes]:
 def _pixels(tensor: _Tensor, binary: bytes, limits: RequestLimits) -> tuple[Source, ...]:
     shape = tensor.shape
     if len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
-        raise _wrong("pixels must have the shape [N, H, W, 3]", str(list(shape)))
+        raise _wrong("pixels must have the shape [N, H, W, 3]", str(list(shape))[:60])
     base.check_count(shape[0], limits)
     pixels.check_pixels(shape[1], shape[2], limits)
     size = math.prod(shape)

@@ -23,6 +23,7 @@ FORM_TYPE = "multipart/form-data"
 
 # The JSON of one picture has one member, and base64 holds none of JSON's marks: more than a few are a bomb.
 _MAX_VALUES_OF_ONE = 32
+_MAX_VALUES_OF_EACH = 8  # Of many.
 _ONE = 'the JSON object {"image": "<base64>"} or {"url": "<address>"}'
 _MANY = 'the JSON object {"images": [<base64>, {"url": <address>}, ...]}'
 _LESSON = 'the JSON object {"url": "<address>"}'
@@ -50,6 +51,11 @@ def max_body_bytes(headers: Mapping[str, str], limits: RequestLimits) -> int:
         InputError: 415, see `body_type`.
     """
     return limits.max_image_bytes if body_type(headers) in RAW_TYPES else limits.max_body_bytes
+
+
+def memory_bytes(headers: Mapping[str, str], body: bytes, _limits: RequestLimits) -> int:
+    """The most memory that `parse` and `parse_lesson` take beside `body`."""
+    return _memory_bytes(headers, body, _MAX_VALUES_OF_ONE)
 
 
 def parse(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model: ModelFacts) -> Work:
@@ -83,6 +89,11 @@ def max_batch_bytes(headers: Mapping[str, str], limits: RequestLimits) -> int:
     return limits.max_body_bytes
 
 
+def batch_memory_bytes(headers: Mapping[str, str], body: bytes, limits: RequestLimits) -> int:
+    """The most memory that `parse_batch` takes beside `body`."""
+    return _memory_bytes(headers, body, _MAX_VALUES_OF_EACH * limits.max_instances)
+
+
 def parse_batch(headers: Mapping[str, str], body: bytes, limits: RequestLimits, model: ModelFacts) -> Work:
     """The pictures of a `/predict/batch` request.
 
@@ -94,7 +105,7 @@ def parse_batch(headers: Mapping[str, str], body: bytes, limits: RequestLimits, 
         files = form.all_files(headers.get("content-type", ""), body, limits.max_instances)
         sources = tuple(base.check_picture(data, limits) for data in files)
     else:
-        value = strict_json.parse_object(body, _MANY, 8 * limits.max_instances)
+        value = strict_json.parse_object(body, _MANY, _MAX_VALUES_OF_EACH * limits.max_instances)
         strict_json.only_members(value, ("images",), _MANY)
         images = value.get("images")
         if not isinstance(images, list):
@@ -137,6 +148,13 @@ def to_dict(prediction: Prediction, model: ModelIdentity | None) -> dict[str, An
         "probabilities": prediction.probabilities,
     }
     return answer if model is None else answer | {"model": model.to_dict()}
+
+
+def _memory_bytes(headers: Mapping[str, str], body: bytes, max_values: int) -> int:
+    kind = base.media_type(headers)
+    if kind == JSON_TYPE:
+        return strict_json.memory_bytes(body, max_values)
+    return len(body) if kind == FORM_TYPE else 0  # The files of a form are copied out of it.
 
 
 def _answer(value: dict[str, Any], model: ModelIdentity) -> Answer:

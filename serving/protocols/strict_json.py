@@ -20,19 +20,30 @@ _MAX_INT_DIGITS = 20
 _MAX_FLOAT_CHARACTERS = 40
 MAX_DEPTH = 16
 _COUNTED_BYTES = 1 << 20
+_FEW_BYTES = 64 << 10  # Whatever else the parser has.
 _STRING = re.compile(rb'"[^"]*"?')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
-def memory_bytes(body: bytes) -> int:
-    """The most memory that a body takes beside itself while it is parsed; 0 for a small one, which nobody counts.
+def memory_bytes(body: bytes, max_values: int, max_strings: int | None = None) -> int:
+    """The most memory that a body takes beside itself while it is parsed, and what base64 it holds is decoded.
 
-    A value takes up to 72 bytes as a Python object: a list of one its 56, its place and what it grows by.
+    A value takes up to 72 bytes as a Python object: a list of one its 56, its place and what it grows by. Text is there
+    twice, whole and in its strings, and once more where it is decoded; in Python a string with one character beyond
+    the Basic Multilingual Plane takes four bytes for each.
+
+    Arguments:
+        body: the whole body.
+        max_values, max_strings: as in `parse_object`.
+
+    Returns:
+        Bytes; 0 for a small body, which nobody counts, and for one that is refused before anything is made of it.
     """
-    if len(body) < _COUNTED_BYTES:
+    if len(body) < _COUNTED_BYTES or _excess(body, max_values, max_strings) is not None:
         return 0
-    return len(body) + 72 * (body.count(b",") + body.count(b"[") + body.count(b"{"))
+    text = 3 if body.isascii() and rb"\u" not in body else 8
+    return text * len(body) + 72 * _values(body) + _FEW_BYTES
 
 
 def parse_object(body: bytes, expected: str, max_values: int, max_strings: int | None = None) -> dict[str, Any]:
@@ -50,7 +61,9 @@ def parse_object(body: bytes, expected: str, max_values: int, max_strings: int |
     """
     if not body:
         raise InputError(f"The body must be {expected}. Received: an empty body", code="empty_body")
-    _check_structure(body, expected, max_values, 2 * max_values if max_strings is None else max_strings)
+    if (excess := _excess(body, max_values, max_strings)) is not None:
+        raise bad_json(expected, excess)
+    _check_depth(body, expected)
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -116,12 +129,21 @@ def from_base64(text: str, name: str) -> bytes:
     return data
 
 
-def _check_structure(body: bytes, expected: str, max_values: int, max_strings: int) -> None:
-    objects = body.count(b"{")
-    if body.count(b",") + body.count(b"[") + objects > max_values:
-        raise bad_json(expected, f"more than {max_values} values")
-    if body.count(b'"') > 2 * max_strings or objects > max_strings:
-        raise bad_json(expected, f"more than {max_strings} strings or objects")
+def _values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
+
+
+def _excess(body: bytes, max_values: int, max_strings: int | None) -> str | None:
+    """What a body has too much of, or None."""
+    most = 2 * max_values if max_strings is None else max_strings
+    if _values(body) > max_values:
+        return f"more than {max_values} values"
+    if body.count(b'"') > 2 * most or body.count(b"{") > most:
+        return f"more than {most} strings or objects"
+    return None
+
+
+def _check_depth(body: bytes, expected: str) -> None:
     # Without escaped quotes a string ends at the next quote, which is found in linear time whatever a stranger sends.
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     brackets = _STRING.sub(b"", plain).translate(_AS_ONE_KIND, _NO_BRACKETS)

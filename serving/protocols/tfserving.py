@@ -43,6 +43,11 @@ def max_body_bytes(headers: Mapping[str, str], limits: RequestLimits) -> int:
     return limits.max_body_bytes
 
 
+def memory_bytes(_headers: Mapping[str, str], body: bytes, limits: RequestLimits) -> int:
+    """The most memory that `parse` takes beside `body`."""
+    return strict_json.memory_bytes(body, limits.max_json_values, limits.max_json_strings)
+
+
 def parse(_headers: Mapping[str, str], body: bytes, limits: RequestLimits, model: ModelFacts) -> Work:
     """The pictures of a `:predict` request, by row or by column.
 

@@ -117,6 +117,29 @@ def test_what_is_not_http_is_refused_by_the_proxy(live: Live, request_bytes: byt
     assert _is_alive(live)
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        ("FOO /predict", 405, "method_not_allowed"),
+        ("get /healthz", 405, "method_not_allowed"),  # Methods are case-sensitive (RFC 9110, section 9.1).
+        ("CONNECT a:80", 405, "method_not_allowed"),
+        ("FOO /v2/models/primaries/infer", 405, None),
+        ("OPTIONS *", 400, "bad_request"),
+        ("GET foo:/bar", 400, "bad_request"),
+    ],
+)
+def test_a_method_or_target_that_no_server_knows_is_refused_in_json(
+    live: Live, line: str, status: int, code: str | None
+) -> None:
+    with live.connect() as connection:
+        found, headers, body = exchange(connection, f"{line} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    error = json.loads(body)["error"]
+    assert (found, headers["content-type"]) == (status, "application/json")
+    assert isinstance(error, str) if code is None else error["code"] == code
+    assert (headers.get("allow") == "GET, HEAD, POST") == (status == 405) and "retry-after" not in headers
+    assert _is_alive(live)
+
+
 def test_a_declared_length_is_refused_before_the_body_is_read(live: Live) -> None:
     request = _head("Content-Type: image/png", "Content-Length: 1000000000000")
     assert _ask(live, request)[::2] == (413, "body_too_large")  # Not one byte of the body was sent.

@@ -70,6 +70,18 @@ def test_who_waits_goes_on_when_there_is_room_and_never_all_at_once() -> None:
     assert _fits(budget, 100)
 
 
+def test_one_that_is_woken_and_takes_nothing_keeps_nobody_waiting() -> None:
+    budget = MemoryBudget(100)
+
+    async def two() -> None:
+        with budget.hold(100):
+            waiting = [asyncio.create_task(budget.room(60)) for _ in range(2)]
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+
+    asyncio.run(two())
+
+
 def test_who_gives_up_is_woken_no_more_and_a_small_part_does_not_wait_for_a_large_one() -> None:
     budget = MemoryBudget(100)
 

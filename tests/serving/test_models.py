@@ -115,7 +115,7 @@ def test_a_version_takes_over_under_requests_and_none_fails(registry: Registry, 
     def ask() -> None:
         while not stop.is_set():
             model = asyncio.run(models.get())
-            answer = model.answers(model.predict_pixels(model.decode(picture("red"))[np.newaxis]))[0]
+            answer = model.answers(model.predict_pixels(model.pixels(picture("red"))[np.newaxis]))[0]
             assert answer.label == "red"
             seen.append(model.facts.identity.version)
 
@@ -145,6 +145,7 @@ def test_versions_are_loaded_when_they_are_asked_for(replica: Replica, monkeypat
     with pytest.raises(InputError) as caught:  # And is not loaded again at once: two in turn would keep a core busy.
         asyncio.run(models.get(NAME, "2"))
     assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+    assert caught.value.retry_after_s is not None and 5 < caught.value.retry_after_s <= 10
 
 
 def test_a_version_that_does_not_load_is_not_verified_for_every_request_and_takes_nobody_s_place(
@@ -214,7 +215,7 @@ def test_what_is_not_ours_in_the_folder_is_no_fault_of_the_server(registry: Regi
     (registry.root / NAME / "notes.txt").touch()
     with pytest.raises(InputError) as caught:
         asyncio.run(models.get(NAME, "9"))
-    assert (caught.value.status, caught.value.code) == (503, "version_not_loaded")
+    assert (caught.value.status, caught.value.code) == (404, "unknown_version")
     assert asyncio.run(models.get(NAME, "2")).facts.identity.version == "2"
 
 
@@ -239,13 +240,18 @@ def test_a_version_that_does_not_load_never_answers(registry: Registry, replica:
     _until(lambda: not reports(registry, NAME)[0].failed)  # Said after it has changed.
 
 
-def test_a_folder_that_is_damaged_while_it_is_served(registry: Registry, replica: Replica) -> None:
+def test_a_folder_that_is_damaged_while_it_is_served(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = replica()
     live = registry.root / NAME / "live.json"
     whole = live.read_bytes()
     live.write_bytes(b"{")
-    time.sleep(1.2)
+    told: list[str] = []
+    monkeypatch.setattr("serving.models._log.error", lambda words, *values, **_: told.append(words % values))
+    time.sleep(1.7)
     assert _version(models) == "1"
+    assert len(told) == 1 and "stays at version 1" in told[0] and "live.json" in told[0]  # Looked at three times.
     live.write_bytes(whole.replace(b'"live": 1', b'"live": 2'))
     _until(lambda: _version(models) == "2")
 
@@ -514,7 +520,7 @@ def test_a_replica_that_cannot_report_serves_all_the_same(
 
 def _answer(models: Models, label: str) -> None:
     model, source = models.live, picture(label)
-    pixels = model.decode(source)
+    pixels = model.pixels(source)
     models.answered(model, source, pixels, model.answers(model.predict_pixels(pixels[np.newaxis]))[0].label, 0.001)
 
 
@@ -571,6 +577,21 @@ def test_a_shadow_that_disagrees_may_not(registry: Registry, replica: Replica) -
         check_shadow(registry, NAME, registry.state(NAME), 4)
     check_shadow(registry, NAME, registry.state(NAME), 3)  # Others have no floor.
     check_shadow(registry, NAME, replace(registry.state(NAME), shadow=None), 4)
+
+
+def test_a_shadow_that_fails_on_pictures_does_not_agree_on_them(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    _set(registry, State(live=1, shadow=Shadow(2, 0.98)))
+    _show(registry, [models], MIN_COMPARED)
+    shadow = models._shadow
+    assert shadow is not None
+    shadow._compare = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    for _ in range(3):
+        _answer(models, "red")
+        _until(shadow._queue.empty)
+    _until(lambda: any(r.shadow and r.shadow["unreadable"] == 3 for r in reports(registry, NAME)))
+    with pytest.raises(ServerError, match=r"Received: 0\.9709 of 103, 3 of which it failed on"):
+        check_shadow(registry, NAME, registry.state(NAME), 2)
 
 
 def test_a_shadow_that_does_not_load_says_why(registry: Registry, replica: Replica) -> None:
@@ -636,6 +657,21 @@ def test_pictures_that_wait_for_a_shadow_are_small_and_keep_no_request_s_body() 
     shadow.stop()
 
 
+def test_a_shadow_that_makes_other_pixels_leaves_out_what_takes_much_memory(
+    registry: Registry, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = replica().live
+    shadow = ShadowRun((1, 2), "another", lambda: live)
+    pixels = live.pixels(picture("red"))
+    shadow.offer(picture("red"), pixels, "red", 0.001)
+    _until(lambda: shadow.figures()["compared"] == 1)
+    monkeypatch.setattr(ServedModel, "memory_bytes", lambda *_: (64 << 20) + 1)
+    shadow.offer(picture("red"), pixels, "red", 0.001)
+    _until(lambda: shadow.figures()["dropped"] == 1)
+    assert shadow.figures()["compared"] == 1
+    shadow.stop()
+
+
 def test_a_shadow_that_takes_the_live_version_s_pixels_is_shown_photos_of_any_size(
     registry: Registry, replica: Replica
 ) -> None:
@@ -643,7 +679,7 @@ def test_a_shadow_that_takes_the_live_version_s_pixels_is_shown_photos_of_any_si
     live = models.live
     shadow = ShadowRun((1, 2), live.bundle.record.preprocessing, lambda: live)
     _until(lambda: not shadow._own_pixels)
-    pixels = live.decode(picture("red"))
+    pixels = live.pixels(picture("red"))
     shadow.offer(picture("red") + bytes(5 << 20), pixels, "red", 0.001)
     _until(lambda: shadow.figures()["compared"] == 1)
     shadow.stop()

@@ -54,11 +54,11 @@ def test_pictures_go_together_only_where_that_is_quicker(
         return predictor
 
     model._make = made
-    before = model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis]))
+    before = model.answers(model.predict_pixels(model.pixels(model.sample)[np.newaxis]))
     model.group()
     model.group()  # What was tried is not tried again.
     assert (model._predictor is not alone, tried) == (grouped, [8])
-    assert model.answers(model.predict_pixels(model.decode(model.sample)[np.newaxis])) == before
+    assert model.answers(model.predict_pixels(model.pixels(model.sample)[np.newaxis])) == before
 
 
 def test_a_version_is_computed_in_the_precision_asked_for(bundle: Bundle) -> None:

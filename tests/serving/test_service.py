@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -105,7 +107,7 @@ def test_probabilities_are_softened_and_logits_are_not_in_every_protocol(
     record = model._predictor.bundle.record
     changed = type(record)(**{**vars(record), "temperature": temperature})
     monkeypatch.setattr(model._predictor, "bundle", _with_record(model._predictor.bundle, changed))
-    raw = model.predict_pixels(model.decode(RED)[None])[0].tolist()
+    raw = model.predict_pixels(model.pixels(RED)[None])[0].tolist()
     import numpy as np
 
     exponents = np.exp(np.asarray(raw) / temperature)
@@ -419,7 +421,7 @@ def test_failures_are_logged_with_the_id_that_the_client_has_and_others_only_whe
     def broken(_: bytes) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(model, "decode", broken)
+    monkeypatch.setattr(model, "pixels", broken)
     (answer,) = _ask(_service(model, log=quiet), _call("/predict", RED))
     ((level, fields),) = quiet.lines
     assert (level, fields["status"], fields["code"]) == ("error", 500, "internal")
@@ -478,7 +480,7 @@ def test_batches_have_a_room_of_their_own_that_empties_again(model: ServedModel,
 
 def test_a_late_batch_gives_its_room_back(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(model, "decode", lambda _: go.wait(30))
+    monkeypatch.setattr(model, "pixels", lambda _: go.wait(30))
     service = _service(model, deadline_s=0.2)
     (answer,) = _ask(service, _call("/predict/batch", {"images": [_base64(RED)] * 8}))
     go.set()
@@ -493,7 +495,7 @@ def test_a_late_batch_gives_its_room_back(model: ServedModel, monkeypatch: pytes
 def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch, path: str, max_decode_bytes: int, most: int
 ) -> None:
-    real, lock, decoding, seen = model.decode, threading.Lock(), [0], [0]
+    real, lock, decoding, seen = model.pixels, threading.Lock(), [0], [0]
     together = threading.Barrier(most)
 
     def slow_decode(data: bytes) -> Any:
@@ -507,7 +509,7 @@ def test_pictures_are_decoded_side_by_side_as_far_as_memory_goes(
         return real(data)
 
     service = _service(model, max_decode_bytes=max_decode_bytes)
-    monkeypatch.setattr(model, "decode", slow_decode)
+    monkeypatch.setattr(model, "pixels", slow_decode)
     answers = _ask(service, *[_call(path, RED)] * 4)
     assert [answer.status for answer in answers] == [200] * 4
     assert seen == [most]
@@ -548,10 +550,24 @@ def test_pixels_that_are_resized_are_held_against_the_memory_for_decoding(
     assert wanted[1] == 0 and wanted[3] > 4 * 5000 * size + 16 * 5000
 
 
+def test_a_refusal_says_when_it_is_worth_another_try(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _Lines()
+    service = _service(model, log=log)
+
+    def refuse(*_: object) -> None:
+        raise InputError("not now", status=503, code="version_not_loaded", retry_after_s=7.2)
+
+    monkeypatch.setattr(service._models, "loaded", refuse)
+    for _ in range(3):
+        (answer,) = _ask(service, _call("/predict", RED))
+        assert (answer.status, answer.headers["retry-after"]) == (503, "8")
+    assert len(log.lines) == 1  # One a second, as for all that is refused for the moment.
+
+
 def test_large_pictures_that_wait_for_memory_keep_no_small_one_waiting(
     model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, go = model.decode, threading.Event()
+    real, go = model.pixels, threading.Event()
     large = picture("red", 400, 400)
 
     def decode(data: bytes) -> Any:
@@ -559,7 +575,7 @@ def test_large_pictures_that_wait_for_memory_keep_no_small_one_waiting(
         return real(data)
 
     service = _service(model, max_decode_bytes=2_000_000)
-    monkeypatch.setattr(model, "decode", decode)
+    monkeypatch.setattr(model, "pixels", decode)
 
     async def crowd() -> None:
         waiting = [asyncio.create_task(service.answer(_call("/predict", large))) for _ in range(20)]
@@ -581,6 +597,67 @@ def test_large_bodies_are_parsed_as_far_as_memory_goes(model: ServedModel, monke
         (answer,) = _ask(service, _call("/v1/models/primaries:predict", body, **{"content-type": "application/json"}))
         assert answer.status == 200
     assert held[0] == 0 and held[2] > 72 * 3 * 600 * 600
+
+
+def test_what_is_refused_at_a_glance_waits_for_no_memory(model: ServedModel) -> None:
+    service = _service(model, deadline_s=2.0)
+    bomb = b'{"image":[' + b"1," * 1_000_000 + b"1]}"
+    kind = {"content-type": "application/json"}
+    with service._memory.hold(RequestLimits().max_decode_bytes):
+        for path in ("/predict", "/predict/batch", "/explain", "/lesson"):
+            (answer,) = _ask(service, _call(path, bomb, **kind))
+            assert (answer.status, _code(answer)) == (400, "bad_json"), path
+        for path in ("/v1/models/primaries:predict", "/v2/models/primaries/infer"):
+            (answer,) = _ask(service, _call(path, bomb.replace(b"1,", b'"",'), **kind))
+            assert answer.status == 400, path
+
+
+@pytest.mark.parametrize("why", ["picture", "json", "waited", "gone", "bug", "late"])
+def test_what_is_refused_stays_in_memory_no_longer_than_its_place(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Not until the garbage collector looks for cycles: a stranger's bodies would pile up that nobody counts."""
+    service = _service(model, deadline_s=0.2 if why == "late" else 30.0)
+    size = 3_000_000
+    as_json = why in ("json", "waited")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"image":"' + b"!" * size + b'"}' if as_json else b"GIF8" + bytes(size)
+        if why == "gone":
+            raise ClientGone
+        if why == "late":
+            await asyncio.sleep(30)
+
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    if why == "bug":
+        monkeypatch.setattr(service, "_predict", fail)
+    call = Call("POST", "/predict", b"", {"content-type": "application/json" if as_json else "image/png"}, pieces)
+
+    async def ask() -> None:
+        if why == "waited":
+            with service._memory.hold(RequestLimits().max_decode_bytes):
+                asked = asyncio.create_task(service.answer(call))
+                await asyncio.sleep(0.1)
+                assert not asked.done()
+            answer = await asked
+        else:
+            answer = await service.answer(call)
+        status = {"picture": 415, "json": 400, "waited": 400, "gone": 499, "bug": 500, "late": 408}[why]
+        assert answer.status == status
+
+    asyncio.run(ask())  # Whatever is made once.
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        asyncio.run(ask())
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held < size / 2
 
 
 def test_a_slow_body_keeps_no_version_in_memory(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -615,14 +692,14 @@ def test_a_slow_body_keeps_no_version_in_memory(model: ServedModel, monkeypatch:
 
 
 def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, go = model.decode, threading.Event()
+    real, go = model.pixels, threading.Event()
 
     def slow_decode(data: bytes) -> Any:
         assert go.wait(30)
         return real(data)
 
     service = _service(model, max_decode_bytes=1, deadline_s=0.3)
-    monkeypatch.setattr(model, "decode", slow_decode)
+    monkeypatch.setattr(model, "pixels", slow_decode)
     answers = _ask(service, *[_call("/predict", RED)] * 4)  # As many as there are threads.
     assert {(answer.status, _code(answer)) for answer in answers} == {(504, "deadline")}
     # Three hold no thread any more, though the first one still decodes.
@@ -635,7 +712,7 @@ def test_waiting_for_memory_ends_at_the_deadline(model: ServedModel, monkeypatch
 
 def test_one_deadline_counts_for_body_and_answer_together(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     service = _service(model, deadline_s=0.4)
-    real = model.decode
+    real = model.pixels
     stop = threading.Event()
 
     def slow_decode(data: bytes) -> Any:
@@ -646,7 +723,7 @@ def test_one_deadline_counts_for_body_and_answer_together(model: ServedModel, mo
         await asyncio.sleep(0.3)
         yield RED
 
-    monkeypatch.setattr(model, "decode", slow_decode)
+    monkeypatch.setattr(model, "pixels", slow_decode)
     (answer,) = _ask(service, Call("POST", "/predict", b"", {"content-type": "image/png"}, slow_body))
     assert (answer.status, _code(answer)) == (504, "deadline")
     stop.set()

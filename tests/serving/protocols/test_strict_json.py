@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
@@ -46,15 +48,33 @@ def test_strings_and_objects_have_a_limit_of_their_own() -> None:
 
 @pytest.mark.parametrize("text", ["1,", "0.123456,", "[1],", "[],"])
 def test_what_parsing_takes_is_known_beforehand(text: str) -> None:
-    assert memory_bytes(b'{"a":[1]}') == 0
+    assert memory_bytes(b'{"a":[1]}', 10) == 0
     body = b'{"a":[' + text.encode() * (2_000_000 // len(text)) + b"1]}"
+    assert _peak(lambda: parse_object(body, "an object", 2_000_000)) <= memory_bytes(body, 2_000_000)
+    assert memory_bytes(body, 2_000_000) < 75 * len(body)
+    assert memory_bytes(body, 1_000) == 0  # It is refused before anything is made of it.
+
+
+@pytest.mark.parametrize("more", ["A", "\\u0041", "\u00e9", "\u4e00", "\U0001f600", "\\ud83d\\ude00"])
+def test_what_text_takes_is_known_beforehand(more: str) -> None:
+    """One character decides what all take in a Python string."""
+    body = b'{"a":"' + b"A" * 4_000_000 + more.encode() + b'"}'
+
+    def read() -> None:
+        text = parse_object(body, "an object", 10)["a"]
+        with contextlib.suppress(InputError):
+            from_base64(text, "a")
+
+    assert _peak(read) <= memory_bytes(body, 10) <= 8.1 * len(body)
+
+
+def _peak(job: Callable[[], object]) -> int:
     tracemalloc.start()
     try:
-        parse_object(body, "an object", 2_000_000)
-        peak = tracemalloc.get_traced_memory()[1]
+        job()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak <= memory_bytes(body) < 8 * peak
 
 
 @pytest.mark.parametrize(
