@@ -182,6 +182,7 @@ def _rules(settings: ProxySettings) -> str:
         "http-request del-header upgrade",
         "http-response del-header server",
         "http-response del-header x-request-id",
+        "http-response allow if { status lt 400 }",  # What follows is for errors.
     ]
     for status, (code, message) in _RAY_ERRORS.items():
         rays_own = f"{{ status {status} }} !{{ res.hdr(content-type) -m beg application/json }}"
