@@ -28,6 +28,9 @@ TARGETS = {"train": "build-train", "serve": "build-serve"}
 # The stages whose steps make an image; `vm` is `train` and more.
 STEPS = {"serve": ("base", "build", "build-serve"), "vm": ("base", "build", "build-train", "build-vm", "vm")}
 
+# What stands in HAProxy's place has to come as far as HAProxy; a configuration with this first line is taken as it is.
+ASK_HAPROXY = "echo '# rayml: hardened' > /tmp/asked.cfg; /opt/rayml/haproxy/haproxy -f /tmp/asked.cfg -v"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -102,6 +105,26 @@ def test_what_is_copied_is_there_and_sent() -> None:
                 for source in step.text.replace("${PINS}", "cuda").split()[:-1]:
                     assert (ROOT / source).exists(), source
                     assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is not known")
+def test_the_script_in_haproxys_place_names_what_the_image_keeps(tmp_path: Path) -> None:
+    """The Dockerfile's own command among the sources, which are not there any more when the script is run."""
+    (step,) = (step for step in stages()["build-serve"][1] if "serving.container" in step.text)
+    _, *options, folder = step.text.rpartition("&& ")[2].split()
+    assert folder == "/opt/rayml/haproxy"
+    shutil.copytree(ROOT / "serving", tmp_path / "src" / "serving")
+    subprocess.run(
+        [sys.executable, *options, str(tmp_path / "haproxy")],
+        cwd=tmp_path / "src",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # In place of the installed package.
+        check=True,
+        timeout=120,
+    )
+    shutil.rmtree(tmp_path / "src")
+    script = ASK_HAPROXY.replace("/tmp", str(tmp_path)).replace("/opt/rayml", str(tmp_path))
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "HAProxy version" in done.stdout, done.stderr
 
 
 def test_the_images_of_a_search_take_the_versions_that_are_tested() -> None:
@@ -219,7 +242,7 @@ def test_the_steps_run_in_a_bare_debian(bare: Path, target: str, pins: str, tmp_
     )
     script = f"rayml --help > /dev/null; rayml verify /bundle; python -c '{imports}'; ! touch /opt/rayml/x 2>/dev/null"
     if target == "serve":
-        script += "; ! python -c 'import tensorflow' 2>/dev/null; test -x /opt/rayml/haproxy/haproxy"
+        script += f"; ! python -c 'import tensorflow' 2>/dev/null; {ASK_HAPROXY}"
     else:  # As `ray up` runs a command in the container.
         asked = "source ~/.bashrc; ray --version; python -c 'import boto3, tune_jobs.run'; rsync --version; ssh -V"
         script += f"; HOME=/var/rayml bash --login -c -i {shlex.quote('set -e; ' + asked)}"
