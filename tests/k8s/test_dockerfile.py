@@ -107,6 +107,26 @@ def test_what_is_copied_is_there_and_sent() -> None:
                     assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
 
 
+def run_command() -> list[str]:
+    """The words of the command in the Dockerfile's head that runs the service."""
+    (line,) = re.findall(r"(?m)^# +(docker run .+)$", DOCKERFILE.read_text(encoding="utf-8"))
+    return shlex.split(line)
+
+
+def tmpfs() -> dict[str, str]:
+    """Folder -> how that command has Docker mount a file system in memory there; of two options the last one counts."""
+    words = run_command()
+    given = [words[at + 1].partition(":") for at, word in enumerate(words) if word == "--tmpfs"]
+    return {folder: f"noexec,nosuid,nodev,{options}".rstrip(",") for folder, _, options in given}
+
+
+def test_the_service_is_run_with_room_for_programs_of_its_own() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert [shlex.split(line) for line in re.findall(r"(?m)^docker run .+$", page)] == [run_command()]
+    # `rayml serve` has the script that starts HAProxy in the temporary folder.
+    assert tmpfs()["/tmp"].split(",").index("noexec") < tmpfs()["/tmp"].split(",").index("exec")
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is not known")
 def test_the_script_in_haproxys_place_names_what_the_image_keeps(tmp_path: Path) -> None:
     """The Dockerfile's own command among the sources, which are not there any more when the script is run."""
@@ -169,7 +189,7 @@ class Chroot:
         mounts = [f"mount --rbind /dev {self.root}/dev", f"mount -t proc proc {self.root}/proc"]
         if read_only:
             mounts = [f"mount --bind {self.root} {self.root}", f"mount -o remount,ro,bind {self.root}", *mounts]
-            mounts += [f"mount -t tmpfs -o mode=1777 tmpfs {self.root}/{name}" for name in ("tmp", "run")]
+            mounts += [f"mount -t tmpfs -o {how} tmpfs {self.root}{folder}" for folder, how in tmpfs().items()]
         for folder in self.binds:
             (self.root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
             mounts.append(f"mount --bind {folder} {self.root}/{folder.lstrip('/')}")
