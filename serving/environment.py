@@ -125,7 +125,7 @@ def temporary_folder() -> Path:
         folder = tempfile.gettempdir()
         if len(folder) > _MAX_TEMP_PATH:
             folder = "/tmp"
-        runs_nothing = os.statvfs(folder).f_flag & os.ST_NOEXEC
+        runs_nothing = os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)  # Linux has it, and servers.
     except OSError as error:
         raise ServerError(
             f"A server needs a temporary folder. Received: {error.strerror}",

@@ -35,7 +35,8 @@ def demo(port: int, keep_serving: bool) -> None:
     from tune_jobs.run import run_tune
 
     settings = ServeSettings(port=port)
-    check_address_free(settings)  # Rather now than after the search.
+    # Rather now than after the search.
+    check_address_free(settings)
     temporary_folder()
     start = time.monotonic()
     folder = _new_folder()
