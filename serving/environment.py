@@ -10,6 +10,7 @@ import random
 import secrets
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 from rayml.cores import usable_cores
@@ -26,6 +27,8 @@ _FREE_PORTS = range(30_000, 32_768)  # Between these blocks and the ephemeral po
 # What the caller's environment may say of another cluster, and would be taken before our own settings.
 _FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 _HIDDEN = "hidden"
+# Sockets in the run's folder have paths of up to 85 characters below it, and a Unix socket's path at most 107.
+_MAX_TEMP_PATH = 20
 
 
 def enter(folder: Path, settings: ServeSettings) -> None:
@@ -109,6 +112,32 @@ def variables(folder: Path, settings: ServeSettings) -> dict[str, str]:
         # and Ctrl-C waits for it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def temporary_folder() -> Path:
+    """Where runs have their folders: the system's temporary folder, or /tmp where sockets' paths would be too long.
+
+    Raises:
+        ServerError: there is none, or it does not allow programs to run (mounted noexec): what takes HAProxy's place
+            lies in the run's folder.
+    """
+    try:
+        folder = tempfile.gettempdir()
+        if len(folder) > _MAX_TEMP_PATH:
+            folder = "/tmp"
+        runs_nothing = os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0)  # Linux has it, and servers.
+    except OSError as error:
+        raise ServerError(
+            f"A server needs a temporary folder. Received: {error.strerror}",
+            f"Set TMPDIR to a folder that can be written to, with a path of at most {_MAX_TEMP_PATH} characters.",
+        ) from error
+    if runs_nothing:
+        raise ServerError(
+            f"The temporary folder must allow programs to run. Received: {folder}, which is mounted noexec",
+            f"Set TMPDIR to one that does, with a path of at most {_MAX_TEMP_PATH} characters; "
+            "for a container, --tmpfs /tmp:exec,mode=1777.",
+        )
+    return Path(folder)
 
 
 def python_path(*first: Path) -> str:

@@ -63,8 +63,6 @@ _END_GRACE_S = 15.0
 _RAY_STARTS = 3
 # Ray's smallest object store, in bytes: requests do not pass through it.
 _OBJECT_STORE_BYTES = 80 * 2**20
-# Sockets in the run's folder have paths of up to 85 characters below it, and a Unix socket's path at most 107.
-_MAX_TEMP_PATH = 20
 
 
 class Server:
@@ -77,7 +75,8 @@ class Server:
     Raises (on entering):
         BundleError: `bundle` is not a whole bundle; found before anything is started.
         RegistryError, UsageError: it is a folder of models that is damaged, has no such model, or none that is live.
-        ServerError: the port is in use, also found before, or the server did not start.
+        ServerError: the port is in use or no program may run in the temporary folder, also found before, or the server
+            did not start.
     """
 
     def __init__(self, bundle: Path, settings: ServeSettings) -> None:
@@ -123,9 +122,8 @@ class Server:
 
     def _start(self, opened: Bundle) -> tuple[Path, str]:
         """Start everything; returns the folder of models that the replicas follow, and the model's name."""
+        self._folder = Path(tempfile.mkdtemp(prefix="rayml-", dir=environment.temporary_folder()))
         processes.adopt_orphans()
-        temp = tempfile.gettempdir()
-        self._folder = Path(tempfile.mkdtemp(prefix="rayml-", dir=temp if len(temp) <= _MAX_TEMP_PATH else "/tmp"))
         if Registry.is_one(self.bundle):
             registry = Registry(self.bundle)
             name = registry.one_name(self.settings.model)

@@ -290,6 +290,14 @@ def test_kubectl_knows_the_options() -> None:
         assert given <= everywhere | known(*below, "--help"), f"{place}: {given}"
 
 
+def test_helm_changes_no_version_by_the_way() -> None:
+    """Without a version `helm upgrade` takes the newest, and without --reuse-values drops what others have set."""
+    shown = [(place, words) for place, words in commands() if words[0] == "helm" and words[1] in ("install", "upgrade")]
+    assert shown
+    for place, words in shown:
+        assert "--version" in words and (words[1] == "install" or "--reuse-values" in words), place
+
+
 VERBS = ("apply", "cp", "create", "delete", "exec", "get", "logs", "port-forward", "wait")
 
 

@@ -29,12 +29,15 @@ def demo(port: int, keep_serving: bool) -> None:
     from rayml.sample import write_sample
     from serving.client import Client
     from serving.config import ServeSettings
+    from serving.environment import temporary_folder
     from serving.run import check_address_free, running
     from tune_jobs.config import SearchSettings
     from tune_jobs.run import run_tune
 
     settings = ServeSettings(port=port)
-    check_address_free(settings)  # Rather now than after the search.
+    # Rather now than after the search.
+    check_address_free(settings)
+    temporary_folder()
     start = time.monotonic()
     folder = _new_folder()
 

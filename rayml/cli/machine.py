@@ -227,6 +227,12 @@ def _haproxy() -> Check:
     first = (asked.stdout + asked.stderr).splitlines()[:1]
     if asked.returncode != 0:
         return Check("haproxy", "warning", f"does not run: {' '.join(first)}", "Serving needs Linux with glibc.")
+    try:
+        from serving.environment import temporary_folder
+
+        temporary_folder()
+    except RaymlError as error:
+        return Check("haproxy", "warning", f"nothing can be served: {error.message}", error.hint)
     return Check("haproxy", "ok", " ".join(first).split(" - ")[0])
 
 

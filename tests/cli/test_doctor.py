@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -154,6 +155,13 @@ def test_a_disk_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
     found = {check.name: check.status for check in machine._disks(tmp_path)}
     assert found == {"disk, cache": "error", "disk, this folder": "warning", "disk, temporary": "error"}
+
+
+def test_a_temporary_folder_in_which_no_program_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    check = machine._haproxy()
+    assert check.status == "warning" and check.detail.startswith("nothing can be served: The temporary folder must")
+    assert check.detail.endswith("which is mounted noexec") and "TMPDIR" in check.hint
 
 
 def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ TARGETS = {"train": "build-train", "serve": "build-serve"}
 # The stages whose steps make an image; `vm` is `train` and more.
 STEPS = {"serve": ("base", "build", "build-serve"), "vm": ("base", "build", "build-train", "build-vm", "vm")}
 
+# What stands in HAProxy's place has to come as far as HAProxy; a configuration with this first line is taken as it is.
+ASK_HAPROXY = "echo '# rayml: hardened' > /tmp/asked.cfg; /opt/rayml/haproxy/haproxy -f /tmp/asked.cfg -v"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -104,6 +107,46 @@ def test_what_is_copied_is_there_and_sent() -> None:
                     assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
 
 
+def run_command() -> list[str]:
+    """The words of the command in the Dockerfile's head that runs the service."""
+    (line,) = re.findall(r"(?m)^# +(docker run .+)$", DOCKERFILE.read_text(encoding="utf-8"))
+    return shlex.split(line)
+
+
+def tmpfs() -> dict[str, str]:
+    """Folder -> how that command has Docker mount a file system in memory there; of two options the last one counts."""
+    words = run_command()
+    given = [words[at + 1].partition(":") for at, word in enumerate(words) if word == "--tmpfs"]
+    return {folder: f"noexec,nosuid,nodev,{options}".rstrip(",") for folder, _, options in given}
+
+
+def test_the_service_is_run_with_room_for_programs_of_its_own() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert [shlex.split(line) for line in re.findall(r"(?m)^docker run .+$", page)] == [run_command()]
+    # `rayml serve` has the script that starts HAProxy in the temporary folder.
+    assert tmpfs()["/tmp"].split(",").index("noexec") < tmpfs()["/tmp"].split(",").index("exec")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is not known")
+def test_the_script_in_haproxys_place_names_what_the_image_keeps(tmp_path: Path) -> None:
+    """The Dockerfile's own command among the sources, which are not there any more when the script is run."""
+    (step,) = (step for step in stages()["build-serve"][1] if "serving.container" in step.text)
+    _, *options, folder = step.text.rpartition("&& ")[2].split()
+    assert folder == "/opt/rayml/haproxy"
+    shutil.copytree(ROOT / "serving", tmp_path / "src" / "serving")
+    subprocess.run(
+        [sys.executable, *options, str(tmp_path / "haproxy")],
+        cwd=tmp_path / "src",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # In place of the installed package.
+        check=True,
+        timeout=120,
+    )
+    shutil.rmtree(tmp_path / "src")
+    script = ASK_HAPROXY.replace("/tmp", str(tmp_path)).replace("/opt/rayml", str(tmp_path))
+    done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "HAProxy version" in done.stdout, done.stderr
+
+
 def test_the_images_of_a_search_take_the_versions_that_are_tested() -> None:
     def pins(name: str) -> set[str]:
         return set(re.findall(r"^(\S+==\S+)", (ROOT / "requirements" / name).read_text(encoding="utf-8"), re.MULTILINE))
@@ -146,7 +189,7 @@ class Chroot:
         mounts = [f"mount --rbind /dev {self.root}/dev", f"mount -t proc proc {self.root}/proc"]
         if read_only:
             mounts = [f"mount --bind {self.root} {self.root}", f"mount -o remount,ro,bind {self.root}", *mounts]
-            mounts += [f"mount -t tmpfs -o mode=1777 tmpfs {self.root}/{name}" for name in ("tmp", "run")]
+            mounts += [f"mount -t tmpfs -o {how} tmpfs {self.root}{folder}" for folder, how in tmpfs().items()]
         for folder in self.binds:
             (self.root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
             mounts.append(f"mount --bind {folder} {self.root}/{folder.lstrip('/')}")
@@ -219,7 +262,7 @@ def test_the_steps_run_in_a_bare_debian(bare: Path, target: str, pins: str, tmp_
     )
     script = f"rayml --help > /dev/null; rayml verify /bundle; python -c '{imports}'; ! touch /opt/rayml/x 2>/dev/null"
     if target == "serve":
-        script += "; ! python -c 'import tensorflow' 2>/dev/null; test -x /opt/rayml/haproxy/haproxy"
+        script += f"; ! python -c 'import tensorflow' 2>/dev/null; {ASK_HAPROXY}"
     else:  # As `ray up` runs a command in the container.
         asked = "source ~/.bashrc; ray --version; python -c 'import boto3, tune_jobs.run'; rsync --version; ssh -V"
         script += f"; HOME=/var/rayml bash --login -c -i {shlex.quote('set -e; ' + asked)}"

@@ -17,6 +17,7 @@ from rayml.cli import rayml as cli
 from rayml.registry import REPLICAS
 from serving.app import AppArguments
 from serving.container import PORT
+from tests import markdown
 from tests.k8s.rendered import (
     K8S,
     OVERLAYS,
@@ -37,6 +38,8 @@ from tune_jobs.config import SearchSettings, make_settings
 UNDECLARED_PORTS = {"search": {8265, 8000, 8080}, "serve": {8265, 8000, 8080}, "gateway": {80}}
 # A secret lies in no file: the documentation makes it.
 SECRETS_BY_HAND = {"rayml-redis": {"password"}, "rayml-api-keys": {"keys", "prometheus"}}
+COMPONENT = "app.kubernetes.io/component"
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 KUBE_ROOT = "kube-root-ca.crt"  # Kubernetes puts it into every namespace.
 
 
@@ -362,6 +365,56 @@ def test_the_object_store_fits_its_memory(overlay: str) -> None:
             given, limit = volume["emptyDir"]["sizeLimit"], spec["containers"][0]["resources"]["limits"]["memory"]
             share = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
             assert int(limit[:-2]) * units[limit[-2:]] * share <= int(given[:-2]) * units[given[-2:]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_vectors_that_fit_a_workers_memory_fit_its_disk(overlay: str) -> None:
+    """By the page's rule; the head's disk too, since the driver brings them together like each worker."""
+    page = " ".join(PAGE.split())
+    ((beside_memory, beside_disk),) = re.findall(
+        r"N x D x 4 bytes plus (\d) GiB, .* N x D x 4 bytes plus (\d) GiB", page
+    )
+    cluster = cluster_spec(one(overlay, "RayJob"))
+    (workers,) = cluster["workerGroupSpecs"]
+    memory = workers["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    vectors = int(memory.removesuffix("Gi")) - int(beside_memory)
+    for group in (cluster["headGroupSpec"], workers):
+        (home,) = (v["value"] for v in group["template"]["spec"]["containers"][0]["env"] if v["name"] == "HOME")
+        (name,) = (
+            m["name"] for m in group["template"]["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == home
+        )
+        (volume,) = (v for v in group["template"]["spec"]["volumes"] if v["name"] == name)
+        assert vectors + int(beside_disk) <= int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+
+
+def test_the_sample_can_be_applied_again() -> None:
+    """A finished Job stays as it is; one that was cleared away would be run anew, into a folder that is not empty."""
+    assert "ttlSecondsAfterFinished" not in one("local", "Job", "rayml-sample")["spec"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_page_names_the_settings_that_the_overlay_takes(overlay: str) -> None:
+    settings = one(overlay, "ConfigMap", "rayml-tune")["data"]["tune.yaml"]
+    (taken,) = (path for path in K8S.rglob("tune.yaml") if path.read_text(encoding="utf-8") == settings)
+    named = rf"`{taken.relative_to(ROOT).as_posix()}` for (`\w+` and )?`{overlay}`"
+    told = [
+        " ".join(paragraph.split()) for paragraph in PAGE.split("\n\n") if re.search(r"[Cc]hange .*settings", paragraph)
+    ]
+    assert len(told) == 2
+    assert all(re.search(named, paragraph) for paragraph in told)
+
+
+def test_the_page_makes_the_pod_before_it_uses_it() -> None:
+    """There is none at first, and one that has reached its deadline stays, ended."""
+    pod = one("gpu", "Pod", "rayml-files")
+    assert pod["spec"]["activeDeadlineSeconds"]
+    used = [block.text for block in markdown.blocks(PAGE) if "exec rayml-files" in block.text]
+    assert len(used) == 2
+    for text in used:
+        first, second, third = text.splitlines()[:3]
+        assert first.startswith("kubectl -n rayml delete pod rayml-files --ignore-not-found")
+        assert second == f"kubectl apply -k $O -l app.kubernetes.io/component={pod['metadata']['labels'][COMPONENT]}"
+        assert third.startswith("kubectl -n rayml wait pod/rayml-files --for=condition=Ready ")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

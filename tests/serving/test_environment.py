@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -63,3 +67,41 @@ def test_what_a_killed_replica_leaves_goes_with_the_run(tmp_path: Path) -> None:
 def test_the_proxy_waits_longer_for_a_client_than_the_deadline(tmp_path: Path) -> None:
     environment.variables(tmp_path, ServeSettings(limits=RequestLimits(deadline_s=120.5)))
     assert json.loads((tmp_path / "proxy.json").read_text())["silent_client_s"] == 150
+
+
+def _in_tmp(options: str, variables: dict[str, str]) -> str:
+    """What `temporary_folder` says where /tmp is mounted with these options, in a namespace of its own."""
+    program = (
+        "import serving.environment as e\ntry: print(e.temporary_folder())\nexcept Exception as error: print(error)"
+    )
+    script = f'mount -t tmpfs -o {options} tmpfs /tmp || exit 77; mkdir -m 700 /tmp/{"x" * 20}; exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, cwd="/", capture_output=True, text=True, check=False, timeout=120
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("mounting needs root or user namespaces")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+def test_the_run_has_its_folder_where_programs_may_run() -> None:
+    assert _in_tmp("mode=1777", {"TMPDIR": ""}) == "/tmp"
+    assert _in_tmp("mode=1777", {"TMPDIR": f"/tmp/{'x' * 20}"}) == "/tmp"
+    assert _in_tmp("mode=1777,noexec", {"TMPDIR": "/var/tmp"}) == "/var/tmp"
+    for folder in ("", f"/tmp/{'x' * 20}"):
+        said = _in_tmp("mode=1777,noexec", {"TMPDIR": folder})
+        assert said.startswith(
+            "The temporary folder must allow programs to run. Received: /tmp, which is mounted noexec"
+        )
+
+
+def test_no_folder_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in []")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(ServerError, match=r"temporary folder\. Received: No usable temporary directory") as caught:
+        environment.temporary_folder()
+    assert "TMPDIR" in caught.value.hint

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -219,6 +220,28 @@ def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:
         assert "--port" in caught.value.hint
         with pytest.raises(ServerError, match="free address"), Server(bundle, ServeSettings(port=port)):
             pass
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+def test_a_temporary_folder_in_which_no_program_runs_is_found_before_anything_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving.run", str(write_tiny_bundle(tmp_path / "b"))]
+    command += ["--settings", ServeSettings(port=free_port()).to_json()]
+    script = 'mount -t tmpfs -o noexec,mode=1777 tmpfs /mnt || exit 77; "$@"; code=$?; ls /mnt; exit $code'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *command],
+        env={**os.environ, "TMPDIR": "/mnt"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("mounting needs root or user namespaces")
+    message, hint = done.stderr.splitlines()
+    assert message == (
+        "Error: The temporary folder must allow programs to run. Received: /mnt, which is mounted noexec"
+    )
+    assert "TMPDIR" in hint and (done.returncode, done.stdout) == (1, "")  # Nor is anything left there.
 
 
 def test_a_folder_that_is_no_bundle_is_refused_before_anything_starts(tmp_path: Path) -> None:
