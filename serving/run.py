@@ -198,6 +198,7 @@ def _start_ray(temp: Path) -> None:
     """Start Ray on loopback with its files in a folder, again where a busy machine is late."""
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     for tries_left in reversed(range(_RAY_STARTS)):
         try:
             ray.init(
@@ -211,6 +212,8 @@ def _start_ray(temp: Path) -> None:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(temp),
             )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends this process and nothing else.
             return
         except Exception as error:
             if not tries_left or "timed out during startup" not in str(error):
@@ -279,13 +282,9 @@ def serve_forever(bundle: Path, settings: ServeSettings, announce: Callable[[str
             stopped.set()
             raise KeyboardInterrupt
 
-    def catch() -> None:
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-
-    catch()
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     with contextlib.suppress(KeyboardInterrupt), Server(bundle, settings) as server:
-        catch()  # Ray has put its own handler for SIGTERM in place.
         announce(server.url)
         threading.Event().wait()
 

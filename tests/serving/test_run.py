@@ -446,3 +446,26 @@ def test_keys_are_asked_for_and_every_request_is_logged_when_asked(tmp_path: Pat
     seen = [(line["route"], line["status"]) for line in lines]
     assert ("/predict", 401) in seen and ("/lesson", 422) in seen and seen.count(("/predict", 200)) >= asked + 1
     assert refused.headers["x-rayml-request-id"] in {line["request_id"] for line in lines}
+
+
+def test_a_server_that_is_told_to_end_while_it_starts_ends_in_order(tmp_path: Path) -> None:
+    """Ray's own handler for SIGTERM, which it puts in place as it starts, leaves all else behind."""
+    bundle = write_tiny_bundle(tmp_path / "b")
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from serving import run
+from serving.config import ServeSettings
+
+def first_answer(*_):
+    print(os.environ["TMPDIR"], flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+run.await_right_answer = first_answer
+run.serve_forever(Path({str(bundle)!r}), ServeSettings(port={free_port()}), print)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    folder = Path(done.stdout.strip())
+    assert done.returncode == 0 and folder.name.startswith("rayml-"), done
+    assert not folder.exists()
