@@ -210,6 +210,8 @@ def _wrong_key(record: Mapping[str, Any]) -> str:
     for key in _OBJECTS:
         if not isinstance(record.get(key, {}), Mapping):
             return key
+    if type(_mapping(record, "settings").get("epochs", 1)) is not int:
+        return "settings.epochs"
     data, timings = _mapping(record, "data"), _mapping(record, "timings")
     counts = data.get("counts", {})
     if not isinstance(counts, Mapping) or not all(map(_is_counts, counts.values())):

@@ -119,6 +119,7 @@ def test_a_key_of_another_type_is_named(run: Path, key: str, value: object) -> N
     ("key", "value"),
     [
         *(("data.counts", counts) for counts in ([], {"train": None}, {"train": {"hat": "4"}}, {"train": {"hat": -1}})),
+        *(("settings.epochs", epochs) for epochs in (None, "x", float("nan"), float("inf"))),
         *(("data.ignored", ignored) for ignored in (None, 5)),
         *(("data.unreadable", unreadable) for unreadable in (None, 5)),
         *(("timings.a", seconds) for seconds in (None, "x", True, float("nan"), float("inf"), -1, 1e300)),
