@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def unpack(
 
     Raises:
         DataError: not a zip file, damaged, or one of the things this module refuses.
-        RaymlError: the disk is full or cannot be written to.
+        RaymlError: the disk is full or cannot be written to, or the archive not be read.
     """
     try:
         _check_directory(archive, limits)
@@ -81,6 +81,8 @@ def unpack(
             return written
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         raise _refused(archive, f"a damaged one ({error})") from None
+    except OSError as error:
+        raise _unreadable(archive, error) from None
 
 
 def _check_directory(archive: Path, limits: ArchiveLimits) -> None:
@@ -139,6 +141,8 @@ def _fault(info: zipfile.ZipInfo, limits: ArchiveLimits) -> str | None:
         return "encrypted"
     if info.compress_type not in _METHODS:
         return f"compressed by method {info.compress_type}"
+    if info.header_offset < 0:
+        return "a place before the archive's first byte"
     return None
 
 
@@ -154,9 +158,9 @@ def _check_overlaps(path: Path, infos: Iterable[zipfile.ZipInfo], directory_at: 
 def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with opened.open(info) as source, path.open("xb") as file:
+        with path.open("xb") as file:
             # No more than `file_size` bytes come out of it, and their CRC is checked at the end; fewer would pass.
-            while block := source.read(_READ_BYTES):
+            for block in _blocks(opened, info):
                 file.write(block)
             if file.tell() != info.file_size:
                 raise zipfile.BadZipFile(f"{file.tell()} bytes for {info.file_size}")
@@ -164,6 +168,20 @@ def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
         raise RaymlError(
             f"{path} cannot be written ({error.strerror})", "Free some space, or name another folder."
         ) from None
+
+
+def _blocks(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """A file's content, in pieces."""
+    try:
+        with opened.open(info) as source:
+            while block := source.read(_READ_BYTES):
+                yield block
+    except OSError as error:
+        raise _unreadable(Path(str(opened.filename)), error) from None
+
+
+def _unreadable(archive: Path, error: OSError) -> RaymlError:
+    return RaymlError(f"{archive} cannot be read ({error.strerror})", "Copy it to another disk, or download it again.")
 
 
 def _refused(archive: Path, received: str) -> DataError:

@@ -16,7 +16,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,8 +279,11 @@ def _python_seeded(seed: int) -> Iterator[None]:
 
 def _keras_home() -> Path:
     """Where Keras keeps what it downloads (`keras.utils.get_file`)."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    return home if os.access(home, os.W_OK) else Path("/tmp/.keras")
+    with suppress(RuntimeError):  # A user without a home folder.
+        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+        if os.access(home, os.W_OK):
+            return home
+    return Path("/tmp/.keras")
 
 
 def _load_weights(base: keras.Model, name: str, path: Path) -> None:

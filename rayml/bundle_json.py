@@ -67,8 +67,8 @@ class Record:
         size_inner: the key `head.size_inner`.
         dropout: the key `head.dropout`, 0 up to but without 1.
         training: how the head came to be.
-        metrics: what it scored; any JSON object of finite numbers.
-        temperature: divides the logits before softmax, above 0.
+        metrics: what it scored; any JSON object of finite numbers, whole ones below 2**63 in size.
+        temperature: divides the logits before softmax, 1e-6 to 1e6; rayml's own are 0.05 to 20.
         opset: the key `requires.opset`.
         files: sha256 hex of every other file of the bundle by its relative posix path.
 
@@ -110,7 +110,7 @@ class Record:
         _expect("training.data_digest", train.data_digest, _is_text(_SHA256), "64 hexadecimal digits")
         _expect("training.mode", train.mode, lambda v: v in MODES, " or ".join(MODES))
         _expect("metrics", dict(self.metrics), _is_finite_json, "JSON with finite numbers")
-        _expect("temperature", self.temperature, lambda v: _is_number(v) and v > 0, "a number above 0")
+        _expect("temperature", self.temperature, _is_temperature, "a number from 1e-6 to 1e6")
         _expect("requires.opset", self.opset, _is_int(1), "a whole number from 1")
         _check_files(self.files)
 
@@ -272,6 +272,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # NaN is below nothing.
 
 
+def _is_temperature(value: Any) -> bool:
+    return _is_number(value) and 1e-6 <= value <= 1e6  # So that no logit becomes infinite by it.
+
+
 def _is_line(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS and value.isprintable()
 
@@ -287,4 +291,6 @@ def _is_finite_json(value: object) -> bool:
         return all(_is_finite_json(entry) for entry in value)
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, str | int)
+    if isinstance(value, int):
+        return abs(value) < 1 << 63  # What a float can hold, and other languages' numbers too.
+    return value is None or isinstance(value, str)

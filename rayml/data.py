@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from rayml.errors import DataError, UsageError
-from rayml.folders import FolderReader, entries, kind, shown
+from rayml.folders import FolderReader, entries, kind, shown, told_apart
 from rayml.progress import Progress
 
 TRAIN, VALIDATION, EVALUATION = "train", "validation", "evaluation"
@@ -203,8 +203,9 @@ def scan_labelled(root: Path | str, classes: Sequence[str], progress: Progress |
     unknown = sorted(entry.name for entry in entries(root) if kind(entry) == "folder" and entry.name not in classes)
     if unknown:
         hint = f"Point to a folder of class folders, for example {root / unknown[-1]}."
+        expected, received = told_apart(classes, unknown), told_apart(unknown, classes)
         raise DataError(
-            f"{root}: expected folders of the classes {', '.join(classes)}. Received: {shown(unknown)}",
+            f"{root}: expected folders of the classes {', '.join(expected)}. Received: {shown(received)}",
             hint if set(unknown) & {TRAIN, VALIDATION, "test"} else "Move other folders away.",
         )
     photos = [photo for found in _photos(reader, root, EVALUATION).values() for photo in found]
@@ -250,10 +251,12 @@ def _scan_two_folders(root: Path, progress: Progress | None) -> Manifest:
     for split, other in ((VALIDATION, TRAIN), (TRAIN, VALIDATION)):
         missing = sorted(set(by_split[other]) - set(by_split[split]))
         if missing:
-            raise DataError(
-                f"{root / split}: expected the classes of {other}. Received: no folder for {shown(missing)}",
-                f"Add photos of each class to {split}, or remove the class from {other}.",
-            )
+            alike = sorted(set(told_apart(by_split[split], missing)) - set(by_split[split]))
+            hint = f"Add photos of each class to {split}, or remove the class from {other}."
+            if alike:
+                hint = f"{split} has {shown(alike)}, which is written in the same way: give both folders one name."
+            names = shown(told_apart(missing, by_split[split]))
+            raise DataError(f"{root / split}: expected the classes of {other}. Received: no folder for {names}", hint)
     photos = [photo for labels in by_split.values() for found in labels.values() for photo in found]
     return _manifest(root, _at_least_two(train, by_split[TRAIN]), photos, reader)
 

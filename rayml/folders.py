@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import stat
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,22 @@ def shown(names: Iterable[str]) -> str:
     found = sorted(names)
     rest = len(found) - _SHOWN_NAMES
     return (", ".join(found[:_SHOWN_NAMES]) or "nothing") + (f" and {rest} more" if rest > 0 else "")
+
+
+def told_apart(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Names for a message that names others beside them: as escapes where one of those is written in the same way.
+
+    An "e" with an accent is one character or two: macOS and Linux may name one class in two ways that nobody can see.
+    """
+    written: dict[str, set[str]] = {}
+    for other in others:
+        written.setdefault(normalized(other), set()).add(other)
+    return [f"{name!a}" if written.get(normalized(name), set()) - {name} else name for name in names]
+
+
+def normalized(name: str) -> str:
+    """The name as it is to the eye: Unicode's compatibility form NFKC."""
+    return unicodedata.normalize("NFKC", name)
 
 
 def printable(text: str) -> str:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rayml.backbones import ONNX_OPSET, BackboneSpec, file_sha256
 from rayml.durable import sync_folder, write_durably
 from rayml.engines.base import import_package
-from rayml.errors import RaymlError, first_line
+from rayml.errors import RaymlError, UsageError, first_line
 from rayml.images import preprocessing_id, stack_pixels
 from rayml.storage import open_store
 
@@ -44,10 +44,19 @@ TOLERANCES = {"float32": 1e-3, "int8": 0.25}
 
 
 def default_cache() -> Path:
-    """Where frozen backbones and features are kept: $RAYML_CACHE, else $XDG_CACHE_HOME/rayml, else ~/.cache/rayml."""
+    """Where frozen backbones and features are kept: $RAYML_CACHE, else $XDG_CACHE_HOME/rayml, else ~/.cache/rayml.
+
+    Raises:
+        UsageError: none of the variables is set, and this user has no home folder.
+    """
     if path := os.environ.get("RAYML_CACHE"):
         return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayml"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayml"
+    except RuntimeError:  # As in a container that runs under a number which /etc/passwd does not have.
+        raise UsageError(
+            "the cache needs a folder. Received: a user without a home folder", "Set RAYML_CACHE to a folder."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayml.backbones import TINY
 from rayml.bundle_json import Record
+from rayml.folders import printable
 from rayml.metrics import wilson_interval
 
 LICENCE_FILES = ("license", "licence", "copying")
@@ -53,7 +54,8 @@ def data_licence(root: Path) -> str:
         return ""
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     title = "".join(char for char in ": ".join(lines[:2]) if char.isprintable())
-    return f"{found[0].name} ({title[:_LICENCE_CHARACTERS]})" if title else found[0].name
+    name = printable(found[0].name)
+    return f"{name} ({title[:_LICENCE_CHARACTERS]})" if title else name
 
 
 def model_card(record: Record, notes: CardNotes | None = None) -> str:
@@ -281,8 +283,8 @@ def _number(value: object) -> str:
 
 
 def _code(text: str) -> str:
-    """A name as code; its own backticks cannot end it."""
-    return f"`{text.replace('`', chr(39))}`"
+    """A file's name as code; its own backticks cannot end it."""
+    return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def _text(name: str) -> str:

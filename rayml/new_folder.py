@@ -9,7 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rayml.errors import UsageError
+
 PARTIAL = ".rayml-partial-"  # What a killed process leaves begins so, and can be deleted.
+
+
+def behind_links(folder: Path) -> Path:
+    """The folder that a path leads to, absolute; it need not be there.
+
+    Raises:
+        UsageError: its links lead in a circle, or it cannot be told where they lead.
+    """
+    reason = "links that lead in a circle"
+    try:
+        found = folder.resolve()
+        if not found.is_symlink():  # As Python 3.13 leaves it, which raises nothing.
+            return found
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or reason
+    raise UsageError(f"expected a new or an empty folder. Received: {folder} ({reason})", "Name another folder.")
 
 
 def is_new(folder: Path) -> bool:

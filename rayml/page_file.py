@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import stat
 from pathlib import Path
 
 from rayml.errors import UsageError
@@ -32,17 +33,30 @@ def check_page_file(path: Path, option: str) -> None:
         raise _refused(path, option, "no plain file")
 
 
-def write_page_file(path: Path, option: str, page: bytes) -> None:
-    """Write the file, or replace the one that is there.
+def write_page_file(path: Path, option: str, page: bytes, *, follow: bool = True) -> None:
+    """Write the file, or replace the one that is there, whose rights the new one gets.
+
+    Arguments:
+        path, option: as in `check_page_file`.
+        page: its content.
+        follow: whether a link is followed, or replaced as one that somebody else may have put there.
 
     Raises:
         UsageError: as `check_page_file`, or it cannot be written.
     """
     check_page_file(path, option)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        target = path.resolve() if follow else path
+    except (OSError, RuntimeError) as error:  # The latter: links that lead in a circle.
+        raise _refused(path, option, getattr(error, "strerror", None) or str(error)) from None
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        there = target.is_file() and not target.is_symlink()
+        draft.touch(0o600 if there else 0o666)  # People's pictures are not to be seen by others even for a moment.
         draft.write_bytes(page)
-        draft.replace(path)
+        if there:
+            draft.chmod(stat.S_IMODE(target.stat().st_mode))
+        draft.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink()

@@ -3,13 +3,15 @@
     path,sha256,label,answer,confidence,logit dress,logit hat,...
 
 `label` is the true class. `answer` and `confidence` follow from the logits and the temperature; they are there for
-whoever opens the file in a spreadsheet, and are not read back.
+whoever opens the file in a spreadsheet, and are not read back. A path or class that a spreadsheet would take for a
+formula has an apostrophe before it.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from rayml.metrics import softmax
 PREDICTIONS_FILE = "predictions.csv"
 _COLUMNS = ["path", "sha256", "label", "answer", "confidence"]
 _LOGIT = "logit "
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# What begins a formula; apostrophes before it are the name's own.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +61,10 @@ class Predictions:
             writer.writerow([*_COLUMNS, *(_LOGIT + name for name in self.classes)])
             for i, (name, digest) in enumerate(zip(self.paths, self.sha256, strict=True)):
                 best = int(self.logits[i].argmax())
-                known = (self.classes[int(self.labels[i])], self.classes[best], f"{shares[i, best]:.6f}")
+                label, answer = self.classes[int(self.labels[i])], self.classes[best]
+                known = (_as_text(name), digest, _as_text(label), _as_text(answer), f"{shares[i, best]:.6f}")
                 # `str` of a NumPy float32 is the shortest text that reads back to the same float32.
-                writer.writerow([name, digest, *known, *map(str, self.logits[i])])
+                writer.writerow([*known, *map(str, self.logits[i])])
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -76,13 +82,27 @@ class Predictions:
             classes = tuple(name.removeprefix(_LOGIT) for name in header[len(_COLUMNS) :])
             if header[: len(_COLUMNS)] != _COLUMNS or any(len(row) != len(header) for row in rows) or not rows:
                 raise ValueError(f"columns {header[:6]} and {len(rows)} rows")
+            for row in rows:  # They become names of files.
+                if not _SHA256.fullmatch(row[1]):
+                    raise ValueError(f"{row[1][:100]!a} as sha256")
             logits = np.array([row[len(_COLUMNS) :] for row in rows]).astype(np.float32)
             if not np.isfinite(logits).all():
                 raise ValueError("a logit that is not finite")
             places = {name: i for i, name in enumerate(classes)}
-            labels = np.array([places[row[2]] for row in rows], np.int64)
+            labels = np.array([places[_as_it_was(row[2])] for row in rows], np.int64)
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
                 f"{path} must hold a row for each validation photo. Received: {error}", "Search again."
             ) from None
-        return cls(classes, tuple(row[0] for row in rows), tuple(row[1] for row in rows), labels, logits)
+        paths = tuple(_as_it_was(row[0]) for row in rows)
+        return cls(classes, paths, tuple(row[1] for row in rows), labels, logits)
+
+
+def _as_text(name: str) -> str:
+    """A cell that a spreadsheet shows and does not compute."""
+    return f"'{name}" if _FORMULA.match(name) else name
+
+
+def _as_it_was(cell: str) -> str:
+    """The name that `_as_text` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

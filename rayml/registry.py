@@ -217,12 +217,14 @@ class Registry:
         partial = folder / f"{_PARTIAL}{secrets.token_hex(8)}"
         with self._readably():
             folder.mkdir(exist_ok=True)
-            sync_folder(self.root)
             try:
+                sync_folder(self.root)
                 _copy(bundle, partial, lasting)
             except BaseException:
                 with contextlib.suppress(OSError):
                     shutil.rmtree(partial)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # A model without a version is none.
                 raise
             partial.rename(folder / str(number))
             sync_folder(folder)

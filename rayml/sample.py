@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from rayml.clothing import CLASSES
 from rayml.errors import RaymlError, UsageError
 from rayml.garments import CLOTH, GARMENTS, NOTHING, Pen, Point, Shape
-from rayml.new_folder import drafted, is_new
+from rayml.new_folder import behind_links, drafted, is_new
 
 SAMPLE_SEED = 1
 SEEDS_PER_SPLIT = 2**20  # Pictures that a class can have in a split before its seeds reach the next split's.
@@ -263,7 +263,7 @@ def write_sample(
     seeds = SAMPLE_SEEDS_END // (len(SPLITS) * SEEDS_PER_SPLIT)
     if not 0 <= seed < seeds:
         raise UsageError(f"seed must be 0 to {seeds - 1}. Received: {seed}")
-    folder = Path(folder).resolve()
+    folder = behind_links(folder)
     try:
         if not is_new(folder):
             raise UsageError(f"expected a new or an empty folder. Received: {folder}", "Name another folder.")

@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.exceptions import InvalidURL
+from urllib3.exceptions import LocationParseError
 
 from rayml.errors import InputError, ServerError, UsageError
 from serving.keys import KEY_RULE, is_key
@@ -58,12 +60,15 @@ class Client:
 
         Raises:
             InputError: the server refused the picture; status and code are its own.
+            UsageError: the address has a host that can be none.
             ServerError: there is no server, or it failed twice, or its answer is not rayml's.
         """
         body = _read(image) if isinstance(image, Path) else image
         response = self._send("POST", "/predict", body)
         answer = _json_object(response)
         if response.status_code == 200:
+            if not _is_prediction(answer):
+                raise _not_rayml("label, confidence and probabilities", "another object")
             return answer
         error = answer.get("error")
         detail = error if isinstance(error, dict) else {}
@@ -99,6 +104,8 @@ class Client:
                         f"A server must listen on {self.url}. Received: no connection",
                         "Start one with `rayml serve BUNDLE`, or give its address with --server.",
                     ) from error
+            except (InvalidURL, LocationParseError):  # Such as two dots in a row.
+                raise _no_address(self.url) from None
             except requests.RequestException as error:
                 raise ServerError(
                     f"{self.url} must answer within {self.timeout_s:g} s. Received: {type(error).__name__}",
@@ -120,8 +127,12 @@ def _address(url: str) -> str:
     except ValueError:  # A port that is no number, or brackets around no address.
         good = False
     if not good:
-        raise UsageError(f"a server's address must be such as http://127.0.0.1:8000. Received: {url[:_MAX_MESSAGE]}")
+        raise _no_address(url)
     return address
+
+
+def _no_address(url: str) -> UsageError:
+    return UsageError(f"a server's address must be such as http://127.0.0.1:8000. Received: {url[:_MAX_MESSAGE]}")
 
 
 def _read(path: Path) -> bytes:
@@ -135,12 +146,31 @@ def _read(path: Path) -> bytes:
 def _json_object(response: requests.Response) -> dict[str, Any]:
     try:
         value = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ServerError(
-            f"A rayml server answers with a JSON object. Received: {response.status_code} "
-            f"{response.headers.get('content-type', 'without a type')}",
-            "Check that the address is that of `rayml serve`.",
-        )
+        received = f"{response.status_code} {response.headers.get('content-type', 'without a type')}"
+        raise _not_rayml("a JSON object", received)
     return value
+
+
+def _is_prediction(answer: dict[str, Any]) -> bool:
+    """Whether it has what `predict` promises of every answer."""
+    shares = answer.get("probabilities")
+    return (
+        isinstance(answer.get("label"), str)
+        and _is_share(answer.get("confidence"))
+        and isinstance(shares, dict)
+        and all(map(_is_share, shares.values()))
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # NaN is not.
+
+
+def _not_rayml(expected: str, received: str) -> ServerError:
+    return ServerError(
+        f"A rayml server answers with {expected}. Received: {received}",
+        "Check that the address is that of `rayml serve`.",
+    )

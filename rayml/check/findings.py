@@ -14,6 +14,7 @@ KINDS: dict[str, Severity] = {
     # A search refuses the data, or what it measures is not true.
     "few_classes": "error",
     "missing_class": "error",
+    "too_few_to_split": "error",
     "class_name": "error",
     "unreadable": "error",
     "truncated": "error",

@@ -7,7 +7,8 @@ Links are followed as there: into split and class folders and no deeper.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,17 @@ from rayml.bundle_json import MAX_NAME_CHARACTERS
 from rayml.check.findings import Finding
 from rayml.data import TRAIN, VALIDATION
 from rayml.errors import DataError
-from rayml.folders import PHOTO_SUFFIXES, entries, has_shown_name, hidden, is_photo, kind
+from rayml.folders import (
+    PHOTO_SUFFIXES,
+    entries,
+    has_shown_name,
+    hidden,
+    is_photo,
+    kind,
+    normalized,
+    sha256_of,
+    told_apart,
+)
 
 TEST, ALL = "test", "all"
 MAX_IMBALANCE = 10.0  # Largest class over smallest one: beyond it, accuracy says little about the small classes.
@@ -111,16 +122,16 @@ def read_layout(root: Path | str) -> Layout:
 
 
 def balance(layout: Layout) -> Iterator[Finding]:
-    """What the numbers of photos say: classes missing, small or out of proportion."""
+    """What names and numbers of photos say: classes missing, meant to be one, small or out of proportion."""
     if len(layout.classes) < 2:
         found = ", ".join(layout.classes) or "none"
         yield Finding("few_classes", (), f"a classifier needs at least two class folders; there is {found}")
     folded: dict[str, list[str]] = {}
     for label in layout.classes:
-        folded.setdefault(label.casefold().replace("_", "-").replace(" ", "-"), []).append(label)
+        folded.setdefault(normalized(label).casefold().replace("_", "-").replace(" ", "-"), []).append(label)
     for same in folded.values():
         if len(same) > 1:
-            yield Finding("similar_class_names", (), f"are these one class? {', '.join(same)}")
+            yield Finding("similar_class_names", (), f"are these one class? {', '.join(told_apart(same, same))}")
     for split, counts in layout.splits.items():
         for label, count in counts.items():
             if count == 0:
@@ -141,6 +152,31 @@ def balance(layout: Layout) -> Iterator[Finding]:
             few = {label: count for label, count in present.items() if count < FEW_PHOTOS}
             for label, count in few.items():
                 yield Finding("few_photos", (), f"{split}: {count} photos of {label}, fewer than {FEW_PHOTOS}")
+    if VALIDATION not in layout.splits:
+        yield from _too_few_to_split(layout)
+
+
+def _too_few_to_split(layout: Layout) -> Iterator[Finding]:
+    """Classes of which a search can split no validation photo off, since equal photos count once."""
+    by_class: dict[str, list[Path]] = {}
+    for place in layout.photos:
+        if place.split != TEST:
+            by_class.setdefault(place.label, []).append(layout.root / place.path)
+    for label, paths in by_class.items():
+        if not _differ(paths):
+            detail = f"no two different photos of {label}, so that none can be split off for validation"
+            yield Finding("too_few_to_split", (relative(paths[0].parent, layout.root),), detail)
+
+
+def _differ(paths: Iterable[Path]) -> bool:
+    """Whether two of them have different bytes; reads no more of them than it takes."""
+    found: set[str] = set()
+    for path in paths:
+        with suppress(DataError):  # One that cannot be read is a finding of its own.
+            found.add(sha256_of(path))
+        if len(found) > 1:
+            return True
+    return False
 
 
 def relative(path: Path, root: Path) -> str:

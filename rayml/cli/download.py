@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import requests
+from requests.exceptions import InvalidURL
+from urllib3.exceptions import LocationParseError
 
 from rayml.errors import RaymlError, UsageError
 from rayml.progress import Advance, Progress
@@ -16,6 +18,7 @@ TIMEOUT_S = (15.0, 60.0)  # To connect; without a byte.
 TRIES = 5  # In a row without a byte gained.
 _MB = 1_000_000
 _BLOCK = 2**17
+_DIGITS = 19  # No file's length has so many.
 _GONE_ON = (408, 429, 500, 502, 503, 504)  # Worth asking again.
 
 
@@ -34,7 +37,7 @@ def download(url: str, path: Path, max_bytes: int, about_mb: int, progress: Prog
         pause_s: before the first repetition; doubled each time.
 
     Raises:
-        UsageError: another kind of address.
+        UsageError: another kind of address, or one that leads to none.
         RaymlError: no network, no such file, too long, or a full disk; what has arrived is kept.
     """
     if not url.startswith(("https://", "http://")):
@@ -55,6 +58,8 @@ def download(url: str, path: Path, max_bytes: int, about_mb: int, progress: Prog
                 reason = f"{error.response.status_code} {error.response.reason}"
                 if error.response.status_code not in _GONE_ON:
                     raise _failed(url, reason) from None
+            except (InvalidURL, LocationParseError):  # Such as two dots in a row in a host.
+                raise UsageError(f"{url} cannot be fetched: it is no address, or leads to none") from None
             except requests.RequestException as error:
                 reason = _plain(error)
             except OSError as error:
@@ -82,8 +87,8 @@ def _attempt(session: requests.Session, url: str, path: Path, state: Path, max_b
         if answer.status_code == 206 and at == 0 and have:
             path.unlink(missing_ok=True)
             return False
-        length = answer.headers.get("content-length", "")
-        total = at + int(length) if length.isdigit() else None
+        length = _number(answer.headers.get("content-length", ""))
+        total = None if length is None else at + length
         if total is not None and total > max_bytes:
             raise RaymlError(f"{url}: expected at most {max_bytes} bytes. Received: {total}")
         known = answer.headers.get("etag", "")
@@ -116,7 +121,11 @@ def _validator(state: Path, url: str) -> str:
 def _start(answer: requests.Response) -> int | None:
     unit, _, span = answer.headers.get("content-range", "").partition(" ")
     first = span.partition("-")[0]
-    return int(first) if unit == "bytes" and first.isdigit() else None
+    return _number(first) if unit == "bytes" else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else None
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from rayml import clothing
 from rayml.archive import unpack
 from rayml.cli.download import download
 from rayml.errors import DataError, RaymlError, UsageError
-from rayml.new_folder import PARTIAL, drafted, is_new
+from rayml.new_folder import PARTIAL, behind_links, drafted, is_new
 from rayml.progress import Progress
 
 
@@ -29,7 +29,7 @@ def fetch_clothing(folder: Path, progress: Progress, *, url: str | None = None, 
         DataError: the archive is not these photos. It is removed, unless it was given.
         RaymlError: see `download` and `unpack`.
     """
-    folder = folder.resolve()
+    folder = behind_links(folder)
     if _holds_something(folder):
         try:
             clothing.verify(folder)

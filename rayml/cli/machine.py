@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +25,11 @@ _GIB = 2**30
 LOW_MEMORY_BYTES = 3 * _GIB  # A search with Ray and TensorFlow holds 2.5 GiB in its largest process.
 LOW_DISK_BYTES = 2 * _GIB  # Room for a backbone, a feature bank of some ten thousand photos and a run.
 LOW_SHARED_BYTES = 256 * 2**20  # Ray's objects live there; with less it writes them to the disk.
+_DISK_HINTS = {
+    "cache": "--cache DIR or RAYML_CACHE",
+    "this folder": "Work in another folder.",
+    "temporary": "Set TMPDIR to a folder that can be written to.",
+}
 _PARTS = {
     "": ("numpy", "pillow", "simplejpeg", "onnx", "openvino", "requests", "click", "rich"),
     "tune": (
@@ -264,27 +269,40 @@ def _port(port: int) -> Check:
 def _disks(cache: Path | None) -> Iterator[Check]:
     from rayml.frozen import default_cache
 
-    folders = {"cache": cache or default_cache(), "this folder": Path.cwd()}
-    try:
-        folders["temporary"] = Path(tempfile.gettempdir())
-    except OSError as error:
-        yield Check("disk, temporary", "error", f"{error.strerror}", "Set TMPDIR to a folder that can be written to.")
-    for name, folder in folders.items():
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    places: dict[str, Callable[[], Path]] = {
+        "cache": lambda: cache or default_cache(),
+        "this folder": Path.cwd,
+        "temporary": lambda: Path(tempfile.gettempdir()),
+    }
+    for name, place in places.items():
+        what = name
         try:
-            with tempfile.TemporaryFile(dir=parent):
-                pass
+            folder = place()
+            what = str(folder)
+            check = _disk(name, folder)
+        except RaymlError as error:
+            check = Check(f"disk, {name}", "error", error.message, error.hint)
         except OSError as error:
-            hint = "--cache DIR or RAYML_CACHE" if name == "cache" else "Work in another folder, or set TMPDIR."
             status: Literal["warning", "error"] = "warning" if name == "this folder" else "error"
-            yield Check(f"disk, {name}", status, f"{folder} cannot be written to ({error.strerror})", hint)
-            continue
-        free = shutil.disk_usage(parent).free
-        detail = f"{_gib(free)} free at {folder}" + (_cached(folder) if name == "cache" else "")
-        if free < LOW_DISK_BYTES:
-            yield Check(f"disk, {name}", "warning", detail, "Free some space.")
-        else:
-            yield Check(f"disk, {name}", "ok", detail)
+            detail = f"{what} cannot be written to ({error.strerror})"
+            check = Check(f"disk, {name}", status, detail, _DISK_HINTS[name])
+        yield check
+
+
+def _disk(name: str, folder: Path) -> Check:
+    """Room in a folder, which need not be there yet.
+
+    Raises:
+        OSError: it is not to be seen or to be written to.
+    """
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=parent):
+        pass
+    free = shutil.disk_usage(parent).free
+    detail = f"{_gib(free)} free at {folder}" + (_cached(folder) if name == "cache" else "")
+    if free < LOW_DISK_BYTES:
+        return Check(f"disk, {name}", "warning", detail, "Free some space.")
+    return Check(f"disk, {name}", "ok", detail)
 
 
 def _cached(folder: Path) -> str:
@@ -294,7 +312,7 @@ def _cached(folder: Path) -> str:
     used = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):  # A search beside this one removes what it no longer needs.
+            with suppress(OSError):  # Removed by a search beside this one, or another user's.
                 used += Path(parent, name).lstat().st_size
     banks = len(list((folder / "features").glob("*")))
     return f", {banks} feature banks, {_gib(used)} cached"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,7 +170,11 @@ def _classify_there(server: str) -> _Classify:
 def _check_opens(path: Path) -> None:
     """Before a model is loaded for the first picture, the last one's name has to be right."""
     try:
-        path.open("rb").close()
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            path.open("rb").close()
+        elif not os.access(path, os.R_OK):  # A pipe that was opened and closed has lost its writer.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _not_readable(path, error) from None
 

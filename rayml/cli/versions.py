@@ -11,6 +11,7 @@ import click
 
 from rayml.cli.model import json_option
 from rayml.errors import RaymlError, UsageError
+from rayml.folders import printable
 
 if TYPE_CHECKING:
     from rayml.bundle import Bundle
@@ -89,7 +90,7 @@ def models(models: Path, as_json: bool) -> None:
         for version in model["versions"]:
             mark = "*" if version["version"] == model["live"] else " "
             if "error" in version:
-                click.echo(f" {mark} {version['version']:>4}  damaged: {version['error']}")
+                click.echo(f" {mark} {version['version']:>4}  damaged: {printable(version['error'])}")
                 continue
             accuracy = version["accuracy"]
             # A bundle's metrics may be any JSON.
@@ -166,6 +167,9 @@ def _describe(registry: Registry, name: str) -> dict[str, Any]:
         except RaymlError as error:
             entry["error"] = error.message
         versions.append(entry)
+    if state.live is not None and all(entry["version"] != state.live for entry in versions):
+        versions.append({"version": state.live, "live": True, "error": "its folder is not there"})
+        versions.sort(key=lambda entry: entry["version"])
     compared = agreement(state, replicas)
     return {
         "name": name,
@@ -185,7 +189,7 @@ def _shadow_words(shadow: dict[str, Any]) -> str:
     if shadow["live_ms"] and shadow["shadow_ms"]:
         live, mine = shadow["live_ms"], shadow["shadow_ms"]
         words += f"; p50 {mine['p50']:g} ms, p99 {mine['p99']:g} ms, live {live['p50']:g} and {live['p99']:g} ms"
-    return words + "".join(f"\n   {error}" for error in shadow["errors"])
+    return words + "".join(f"\n   {printable(error)}" for error in shadow["errors"])
 
 
 def _say_other_classes(registry: Registry, name: str, state: State, bundle: Bundle) -> None:

@@ -156,7 +156,8 @@ def _write(run: Run, target: Path, data: Path | None, refresh_s: float | None) -
     check_page_file(target, "--out")
     # A file's name may hold bytes that are no UTF-8; they are shown as question marks.
     text = render(run, data=data, refresh_s=refresh_s).encode("utf-8", "replace")
-    write_page_file(target, "--out", text)
+    # What lies in a run from elsewhere may be a link to any file of whoever reads it.
+    write_page_file(target, "--out", text, follow=target != run.folder / PAGE)
     return target
 
 

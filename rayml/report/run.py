@@ -21,6 +21,9 @@ RUNNING, WAITING = "running", "waiting"
 # It names every file that was left aside: one beside each of a million photos, say, at a hundred bytes a name.
 _MAX_RUN_BYTES = 1 << 28
 _OTHERS = ("dropout", "batch_size", "weight_decay", "label_smoothing")
+_MAX_S = 1e12  # 30,000 years
+# Keys of run.json that hold an object wherever they are there.
+_OBJECTS = ("settings", "versions", "data", "backbone", "features", "timings", "best")
 _STATUS = {"stop": "stopped", "finish": "finished", "fail": "failed"}  # decisions of the ledger that end a trial
 
 
@@ -118,7 +121,7 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         UsageError: there is no such folder.
-        DataError: something in it is not what a search writes; the message names it.
+        DataError: something in it is not what a search writes, or of another search; the message names it.
         BundleError: RUN/best/bundle.json is damaged.
     """
     if not folder.is_dir():
@@ -146,17 +149,18 @@ def read_run(folder: Path) -> Run:
                     others={name: float(cell[name]) for name in differ},
                 )
             )
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise _damaged(folder / "trials.csv", error) from None
-    best = folder / str(record.get("bundle", "best")) / RECORD
-    predictions = folder / PREDICTIONS_FILE
-    return Run(
-        folder=folder,
-        record=record,
-        trials=tuple(trials),
-        bundle=Record.from_json(_read_bytes(best, MAX_JSON_BYTES)) if best.exists() else None,
-        predictions=Predictions.read(predictions) if predictions.exists() else None,
-    )
+    best, answers = folder / "best" / RECORD, folder / PREDICTIONS_FILE
+    bundle = Record.from_json(_read_bytes(best, MAX_JSON_BYTES)) if best.exists() else None
+    predictions = Predictions.read(answers) if answers.exists() else None
+    if bundle is not None and predictions is not None and bundle.classes != predictions.classes:
+        raise DataError(
+            f"{answers} must have the classes of {best}, in their order. "
+            f"Received: {', '.join(predictions.classes):.200}",
+            f"One of them is of another search. Without {PREDICTIONS_FILE} the page shows the bundle's own figures.",
+        )
+    return Run(folder, record, tuple(trials), bundle, predictions)
 
 
 def is_abandoned(folder: Path) -> bool:
@@ -196,7 +200,31 @@ def _read_record(path: Path) -> Mapping[str, Any]:
         raise _damaged(path, error) from None
     if not isinstance(record, dict):
         raise _damaged(path, f"a {type(record).__name__}")
+    if wrong := _wrong_key(record):
+        raise _damaged(path, f"another {wrong}")
     return record
+
+
+def _wrong_key(record: Mapping[str, Any]) -> str:
+    """The first key whose value is not of the type that a search writes and the page relies on; "" where all are."""
+    for key in _OBJECTS:
+        if not isinstance(record.get(key, {}), Mapping):
+            return key
+    if type(_mapping(record, "settings").get("epochs", 1)) is not int:
+        return "settings.epochs"
+    data, timings = _mapping(record, "data"), _mapping(record, "timings")
+    counts = data.get("counts", {})
+    if not isinstance(counts, Mapping) or not all(map(_is_counts, counts.values())):
+        return "data.counts"
+    if not isinstance(data.get("ignored", []), list):
+        return "data.ignored"
+    if not isinstance(data.get("unreadable", {}), Mapping):
+        return "data.unreadable"
+    return "" if all(type(value) in (int, float) and 0 <= value < _MAX_S for value in timings.values()) else "timings"
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(type(n) is int and 0 <= n < 1 << 63 for n in value.values())
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:

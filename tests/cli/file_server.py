@@ -19,7 +19,8 @@ class Served:
         ranges: whether parts of it can be asked for.
         cuts: after how many bytes each of the next answers breaks off.
         statuses: what the next answers are instead.
-        length: whether Content-Length is sent.
+        length: whether Content-Length is sent, or what instead.
+        location: where each request is sent on to, or "".
         asked: the headers of each request.
     """
 
@@ -28,7 +29,8 @@ class Served:
     ranges: bool = True
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
-    length: bool = True
+    length: bool | str = True
+    location: str = ""
     asked: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -39,6 +41,11 @@ def serving(served: Served) -> Iterator[Served]:
         def do_GET(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             served.asked.append(headers)
+            if served.location:
+                self.send_response(302)
+                self.send_header("location", served.location)
+                self.end_headers()
+                return
             if served.statuses:
                 self.send_response(served.statuses.pop(0))
                 self.send_header("content-length", "0")
@@ -59,7 +66,7 @@ def serving(served: Served) -> Iterator[Served]:
             if served.etag:
                 self.send_header("etag", served.etag)
             if served.length:
-                self.send_header("content-length", str(len(part)))
+                self.send_header("content-length", str(len(part)) if served.length is True else served.length)
             self.end_headers()
             with suppress(ConnectionError):  # The client has seen enough.
                 self.wfile.write(part[: served.cuts.pop(0)] if served.cuts else part)

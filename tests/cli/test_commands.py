@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from rayml import cli, images
 from rayml.bundle_writer import write_bundle
+from rayml.cli import model
 from rayml.clothing import CLASSES
 from rayml.images import DEFAULT_LIMITS
 from rayml.predictor import Predictor
@@ -218,6 +220,22 @@ def test_predicting_with_a_bundle(bundle: Path, tmp_path: Path, run: Any) -> Non
         assert answer["confidence"] == answer["probabilities"][answer["label"]]
     plain = run("predict", *paths, "--bundle", bundle).stdout.splitlines()
     assert [line.split()[:2] for line in plain] == [[answer["file"], answer["label"]] for answer in answers]
+
+
+def test_a_pipe_is_opened_once(bundle: Path, tmp_path: Path, run: Any) -> None:
+    pipe, image = tmp_path / "pipe.jpg", picture(tmp_path, 0)
+    os.mkfifo(pipe)
+    looked = threading.Thread(target=model._check_opens, args=[pipe], daemon=True)
+    looked.start()
+    looked.join(20)
+    if waits := looked.is_alive():
+        os.close(os.open(pipe, os.O_RDWR))  # Let it go.
+    assert not waits
+    writer = threading.Thread(target=pipe.write_bytes, args=[image.read_bytes()])
+    writer.start()
+    answers = [json.loads(run("predict", path, "--bundle", bundle, "--json").stdout) for path in (pipe, image)]
+    writer.join()
+    assert answers[0][0]["probabilities"] == answers[1][0]["probabilities"]
 
 
 def test_evaluating_a_bundle(bundle: Path, tmp_path: Path, run: Any) -> None:

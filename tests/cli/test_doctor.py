@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -175,6 +176,33 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     found = {check.name: check for check in machine._disks(tmp_path)}
     assert sorted(found) == ["disk, cache", "disk, temporary", "disk, this folder"]
     assert found["disk, temporary"].status == "error" and "TMPDIR" in found["disk, temporary"].hint
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "RAYML_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    found = {check.name: check for check in machine._disks(None)}
+    assert sorted(found) == ["disk, cache", "disk, temporary", "disk, this folder"]
+    assert found["disk, cache"].status == "error" and "RAYML_CACHE" in found["disk, cache"].hint
+
+
+def test_folders_that_are_not_to_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    exists = Path.exists
+
+    def hidden(path: Path, **options: Any) -> bool:
+        if path.name == "cache":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", hidden)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    found = {check.name: (check.status, check.detail) for check in machine._disks(tmp_path / "locked" / "cache")}
+    assert found["disk, cache"] == ("error", f"{tmp_path}/locked/cache cannot be written to (Permission denied)")
+    assert found["disk, this folder"] == ("warning", "this folder cannot be written to (No such file or directory)")
+    assert found["disk, temporary"][0] == "ok"
 
 
 def test_a_cache_that_a_search_works_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def fetch(served: Served, path: Path, max_bytes: int = 10**7) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("length", [True, False])
-def test_a_whole_file(tmp_path: Path, length: bool) -> None:
+@pytest.mark.parametrize("length", [True, False, "\xb2", "9" * 5000])
+def test_a_whole_file(tmp_path: Path, length: bool | str) -> None:
     with serving(Served(DATA, length=length)) as served:
         assert fetch(served, tmp_path / "a") == DATA
         assert len(served.asked) == 1 and served.asked[0]["accept-encoding"] == "identity"
@@ -103,3 +103,12 @@ def test_no_network(tmp_path: Path) -> None:
 def test_other_addresses(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="must begin with https"):
         download(url, tmp_path / "a", 1, 1, Progress(quiet=True))
+
+
+@pytest.mark.parametrize("host", ["my..host", "a" * 64, ".host"])
+def test_a_host_that_can_be_none(tmp_path: Path, host: str) -> None:
+    with serving(Served(DATA, location=f"http://{host}/photos.zip")) as served:
+        for url in (served.url, served.location):
+            with pytest.raises(UsageError, match="it is no address, or leads to none"):
+                download(url, tmp_path / "a", 1, 1, Progress(quiet=True), pause_s=0.0)
+        assert len(served.asked) == 1

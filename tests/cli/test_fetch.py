@@ -128,3 +128,6 @@ def test_wrong_use(tmp_path: Path) -> None:
     assert run(tmp_path / "x", "--url", "https://a/", "--archive", "b.zip").exit_code == 2
     done = run(tmp_path / "x", "--archive", tmp_path / "gone.zip")
     assert isinstance(done.exception, UsageError) and "--archive must be a file" in done.exception.message
+    (tmp_path / "loop").symlink_to("loop")
+    done = run(tmp_path / "loop", "--url", "https://127.0.0.1:9/x.zip")
+    assert isinstance(done.exception, UsageError) and "lead in a circle" in done.exception.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,24 @@ def test_a_damaged_version_is_listed_as_such(run: Any, tmp_path: Path, bundles: 
     assert "     1  damaged: head.npz must have sha256" in run("models", models).stdout
     assert_refused(run("rollback", models), 2, "head.npz must have sha256")
     assert Registry(models).state("primaries").live == 2
+
+
+def test_a_bundle_s_file_forges_no_line(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    run("promote", bundles[0], models)
+    (models / "primaries" / "1" / "evil\n *   99  fine\x1b[31m").touch()
+    done = run("models", models)
+    assert done.returncode == 0 and r"evil\n *   99  fine\x1b[31m" in done.stdout, done
+    assert len(done.stdout.splitlines()) == 2 and "\x1b" not in done.stdout
+
+
+def test_a_live_version_that_is_not_there_is_listed_as_such(run: Any, tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    run("promote", bundles[1], models)
+    run("promote", bundles[0], models)
+    run("rollback", models)
+    shutil.rmtree(models / "primaries" / "1")
+    (model,) = json.loads(run("models", models, "--json").stdout)["models"]
+    assert model["versions"][0] == {"version": 1, "live": True, "error": "its folder is not there"}
+    assert [version["version"] for version in model["versions"]] == [1, 2]
+    assert " *    1  damaged: its folder is not there" in run("models", models).stdout

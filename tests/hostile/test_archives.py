@@ -77,6 +77,14 @@ def with_directory_of(size: int) -> bytes:
     return bytes(data)
 
 
+def directory_said_to_lie(bytes_further: int) -> bytes:
+    """Which moves every entry as far to the other side."""
+    data = bytearray(of())
+    end = data.rindex(b"PK\5\6")
+    struct.pack_into("<I", data, end + 16, data.index(b"PK\1\2") + bytes_further)
+    return bytes(data)
+
+
 CASES = {
     "parent": (of(("../out.jpg", b"x")), "leads out of the folder"),
     "parent inside": (of(("train/../../out.jpg", b"x")), "leads out of the folder"),
@@ -105,6 +113,8 @@ CASES = {
     "claims less": (claiming(0), "damaged"),
     "claims more": (claiming(900_000), "damaged"),
     "endless directory": (with_directory_of(2**31), "a directory of"),
+    "before the first byte": (directory_said_to_lie(10), "a place before the archive's first byte"),
+    "behind the first byte": (directory_said_to_lie(-10), "damaged"),
     "no zip": (b"not a zip file", "another kind of file"),
     "nothing": (b"", "another kind of file"),
     "cut short": (of(("a.jpg", b"x"))[:-30], "another kind of file"),

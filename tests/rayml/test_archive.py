@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -47,3 +49,19 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file, not a folder")
     with pytest.raises(RaymlError, match="cannot be written"):
         unpack(archive, tmp_path / "out", lambda name: name)
+
+
+def test_an_archive_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the disk that is written to that is to blame."""
+    archive = zipped(tmp_path / "a.zip", one=b"12")
+    (tmp_path / "out").mkdir()
+
+    def broken(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", broken)
+    with pytest.raises(RaymlError, match=r"a\.zip cannot be read \(Input/output error\)") as raised:
+        unpack(archive, tmp_path / "out", lambda name: name)
+    assert raised.value.exit_code == 1
+    with pytest.raises(RaymlError, match=r"out cannot be read \(Is a directory\)"):
+        unpack(tmp_path / "out", tmp_path / "out", lambda name: name)

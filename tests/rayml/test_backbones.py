@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import pwd
 import random
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rayml.backbones import (
     MAX_IMAGE_SIZE_PX,
     TINY,
     BackboneSpec,
+    _keras_home,
     backbone_spec,
     build_base,
     feature_model,
@@ -309,6 +311,17 @@ def test_imagenet_weights_are_fetched_by_one_process_at_a_time(tmp_path: Path, m
     with ThreadPoolExecutor() as pool:
         list(pool.map(build_base, [backbone_spec("mobilenet_v2")] * 3))
     assert most == [1, 1, 1]
+
+
+def test_a_user_without_a_home_folder_has_the_place_that_keras_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert _keras_home() == tmp_path
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert _keras_home() == Path("/tmp/.keras")
 
 
 def test_imagenet_without_a_network_says_how_to_get_it(tmp_path: Path) -> None:

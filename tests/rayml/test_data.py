@@ -322,6 +322,14 @@ def test_class_missing_in_one_split(tmp_path: Path, split: str, other: str) -> N
         scan(tmp_path)
 
 
+def test_one_class_in_two_normalizations(tmp_path: Path) -> None:
+    """Their names cannot be told apart on a screen."""
+    put(two_folders(tmp_path), "train/caf\xe9/1.jpg", "validation/cafe\u0301/1.jpg")
+    with pytest.raises(DataError, match=r"Received: no folder for 'caf\\xe9'$") as raised:
+        scan(tmp_path)
+    assert raised.value.hint.startswith(r"validation has 'cafe\u0301', which is written in the same way")
+
+
 def test_too_few_to_split(tmp_path: Path) -> None:
     put(one_folder(tmp_path), "skirt/1.jpg")
     with pytest.raises(DataError, match=r"skirt: expected at least two different photos to split\. Received: 1"):
@@ -361,6 +369,13 @@ def test_labelled_with_an_unknown_class(tmp_path: Path) -> None:
     put(tmp_path, "shoes/1.jpg", "gloves/1.jpg")
     with pytest.raises(DataError, match=r"expected folders of the classes hat, shoes\. Received: gloves"):
         scan_labelled(tmp_path, ("hat", "shoes"))
+
+
+def test_labelled_in_another_normalization(tmp_path: Path) -> None:
+    put(tmp_path, "caf\xe9/1.jpg", "gloves/1.jpg")
+    words = r"the classes 'cafe\\u0301', hat\. Received: 'caf\\xe9', gloves"
+    with pytest.raises(DataError, match=words):
+        scan_labelled(tmp_path, ("cafe\u0301", "hat"))
 
 
 def test_labelled_one_level_too_high(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from rayml.backbones import backbone_spec, build_base, feature_model, file_sha256
 from rayml.clothing import CLASSES
 from rayml.engines import load_engine
-from rayml.errors import RaymlError
+from rayml.errors import RaymlError, UsageError
 from rayml.frozen import (
     TOLERANCES,
     FrozenBackbone,
@@ -248,6 +249,11 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("RAYML_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path(os.environ["HOME"]) / ".cache" / "rayml"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # As /etc/passwd of a container that knows root alone.
+    with pytest.raises(UsageError, match="Received: a user without a home folder") as raised:
+        default_cache()
+    assert "RAYML_CACHE" in raised.value.hint
 
 
 def test_opening_a_frozen_backbone_loads_no_tensorflow(frozen: FrozenBackbone) -> None:

@@ -96,3 +96,13 @@ def test_the_licence_beside_the_photos(tmp_path: Path) -> None:
     )
     (tmp_path / "LICENSE.txt").write_text("")
     assert data_licence(tmp_path) == "LICENSE.txt"
+
+
+def test_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    """A byte that is no UTF-8 could not be written, and a line break would begin a line of the card."""
+    (tmp_path / "COPYING.x\n\n# injected\udcff").write_text("CC0")
+    notes = CardNotes(weights="my\n# \udcfe.weights.h5", data_licence=data_licence(tmp_path))
+    assert notes.data_licence == "COPYING.x\\n\\n# injected\\udcff (CC0)"
+    write_bundle(tmp_path / "best", small.contents(notes=notes))
+    card = (tmp_path / "best" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "\n# injected" not in card and r"`my\n# \udcfe.weights.h5`" in card

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rayml.new_folder import PARTIAL, drafted, is_new
+from rayml.errors import UsageError
+from rayml.new_folder import PARTIAL, behind_links, drafted, is_new
 
 
 def names(folder: Path) -> list[str]:
@@ -62,3 +63,11 @@ def test_what_is_new(tmp_path: Path) -> None:
     assert is_new(tmp_path)
     (tmp_path / "file").write_text("")
     assert not is_new(tmp_path) and not is_new(tmp_path / "file")
+
+
+def test_links_are_followed_and_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("folder")
+    assert behind_links(tmp_path / "link") == (tmp_path / "folder").resolve()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"Received: .*loop \(links that lead in a circle\)"):
+        behind_links(tmp_path / "loop")

@@ -48,15 +48,34 @@ def test_the_columns_for_people(tmp_path: Path) -> None:
         "",
         "path,sha256\n",
         "path,sha256,label,answer,confidence,logit x\n",
-        "path,sha256,label,answer,confidence,logit x\na,b,x,x,1\n",
-        "path,sha256,label,answer,confidence,logit x\na,b,y,x,1,2\n",
-        "path,sha256,label,answer,confidence,logit x\na,b,x,x,1,nan\n",
-        "path,sha256,label,answer,confidence,logit x\na,b,x,x,1,much\n",
+        "path,sha256,label,answer,confidence,logit x\na,DIGEST,x,x,1\n",
+        "path,sha256,label,answer,confidence,logit x\na,DIGEST,y,x,1,2\n",
+        "path,sha256,label,answer,confidence,logit x\na,DIGEST,x,x,1,nan\n",
+        "path,sha256,label,answer,confidence,logit x\na,DIGEST,x,x,1,much\n",
+        "path,sha256,label,answer,confidence,logit x\na,,x,x,1,2\n",
+        "path,sha256,label,answer,confidence,logit x\na,../../secret,x,x,1,2\n",
+        "path,sha256,label,answer,confidence,logit x\na,DIGEST/../../secret,x,x,1,2\n",
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "p.csv").write_text(text)
+    (tmp_path / "p.csv").write_text(text.replace("DIGEST", "0" * 64))
     with pytest.raises(DataError, match="must hold a row for each validation photo"):
         Predictions.read(tmp_path / "p.csv")
     with pytest.raises(DataError, match="No such file"):
         Predictions.read(tmp_path / "none.csv")
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path: Path) -> None:
+    classes = ("=cmd|' calc'!A0", "-", "+1", "@x", "'80s", "'=x", "''-", "plain=")
+    paths = tuple(f"{name}/1.jpg" for name in (*classes, "\t=1"))
+    labels = np.array([*range(8), 0])
+    logits = -np.ones((9, 8), np.float32) - np.eye(8, dtype=np.float32)[labels]
+    Predictions(classes, paths, ("0" * 64,) * 9, labels, logits).write(tmp_path / "p.csv", temperature=1.0)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    names = [row[column] for row in rows for column in (0, 2, 3)]
+    assert not [name for name in (*header, *names) if name[0] in "=+-@\t"]
+    assert [row[2] for row in rows[2:7]] == ["'+1", "'@x", "'80s", "''=x", "'''-"]
+    assert {cell for row in rows for cell in row[5:]} == {"-1.0", "-2.0"}  # These are numbers, and stay so.
+    again = Predictions.read(tmp_path / "p.csv")
+    assert (again.classes, again.paths, list(again.labels)) == (classes, paths, list(labels))

@@ -210,7 +210,7 @@ def test_a_bundle_that_changes_while_it_is_copied(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"head\.npz"), registry.writing():
         registry.add(bundle)
     assert registry.versions("primaries") == ()
-    assert list((tmp_path / "models" / "primaries").iterdir()) == []
+    assert registry.names() == ()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, bundles: list[Bundle]) -> None:
@@ -238,6 +238,27 @@ def test_a_disk_that_is_full_leaves_the_old_state(
             registry.write_state("primaries", State(live=1, candidate=1))
     assert registry.state("primaries") == State(live=1)
     assert sorted(path.name for path in (tmp_path / "primaries").iterdir()) == ["1", "live.json"]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5])
+def test_a_full_disk_leaves_no_model_without_a_version(
+    tmp_path: Path, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    left, fsync = calls, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        if left == 0:
+            raise OSError(28, "No space left on device")
+        left -= 1
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    registry = Registry(tmp_path)
+    with registry.writing(), pytest.raises(RegistryError, match="No space left"):
+        registry.add(bundles[0])
+    assert registry.names() == ()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_run_s_bundle(tmp_path: Path, bundles: list[Bundle]) -> None:

@@ -135,6 +135,12 @@ def test_write_sample_leaves_a_folder_that_holds_something_alone(tmp_path: Path)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("photo.jpg", b"mine")]
 
 
+def test_write_sample_refuses_links_that_lead_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="lead in a circle"):
+        write_sample(tmp_path / "loop")
+
+
 @pytest.mark.parametrize(
     "numbers",
     [

@@ -132,11 +132,34 @@ def test_a_refusal_keeps_status_and_code(server: _Scripted) -> None:
     )
 
 
-@pytest.mark.parametrize("answer", [b"<html>", b"[1]", b""])
+@pytest.mark.parametrize("host", ["my..host", "a" * 64, "b\xfccher..de", "a%2e%2eb", ".host", "a b"])
+def test_a_host_that_can_be_none(host: str) -> None:
+    client = Client(f"http://{host}:8000")
+    with pytest.raises(UsageError, match=r"must be such as http://127\.0\.0\.1:8000\. Received: "):
+        client.predict(b"x")
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[1]", b"", b"[" * 100_000])
 def test_another_kind_of_server(server: _Scripted, answer: bytes) -> None:
     server.script = [(200, answer)]
     with pytest.raises(ServerError, match="answers with a JSON object"):
         Client(server.url).predict(b"x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"label": label} for label in (None, 1, ["hat"])),
+        *({"confidence": confidence} for confidence in (None, "x", True, float("nan"), float("inf"), -1, 10**400)),
+        *({"probabilities": shares} for shares in (None, [1.0], {"hat": None}, {"hat": "1"}, {"hat": float("nan")})),
+    ],
+)
+def test_an_answer_of_another_service(server: _Scripted, change: dict[str, Any]) -> None:
+    left_out = {key: value for key, value in GOOD.items() if key not in change}
+    server.script = [(200, GOOD | change), (200, left_out)]
+    for _ in range(2):
+        with pytest.raises(ServerError, match="with label, confidence and probabilities"):
+            Client(server.url).predict(b"x")
 
 
 def test_no_server_says_how_to_start_one() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rayml.check.layout import FEW_PHOTOS, balance, read_layout
+from rayml.data import scan
 from rayml.errors import DataError
 
 
@@ -71,6 +73,39 @@ def test_names_that_differ_in_their_spelling_alone(tmp_path: Path) -> None:
     root = fill(tmp_path, **{"t-shirt": 25, "T_Shirt": 25, "hat": 25})
     (finding,) = balance(read_layout(root))
     assert (finding.kind, finding.detail) == ("similar_class_names", "are these one class? T_Shirt, t-shirt")
+
+
+def test_names_that_differ_in_their_normalization_alone(tmp_path: Path) -> None:
+    names = {"caf\xe9": 25, "Cafe\u0301": 25, "hat": 25, "\uff34\uff0dshirt": 25, "t-shirt": 25, "T-shirt": 25}
+    findings = list(balance(read_layout(fill(tmp_path, **names))))
+    assert [(finding.kind, finding.detail) for finding in findings] == [
+        ("similar_class_names", "are these one class? Cafe\u0301, caf\xe9"),
+        ("similar_class_names", r"are these one class? 'T-shirt', t-shirt, '\uff34\uff0dshirt'"),
+    ]
+    two = fill(tmp_path / "two", **{"train__caf\xe9": 25, "train__hat": 25, "validation__cafe\u0301": 1})
+    (finding,) = (one for one in balance(read_layout(two)) if one.kind == "similar_class_names")
+    assert finding.detail == r"are these one class? 'cafe\u0301', 'caf\xe9'"
+
+
+@pytest.mark.parametrize("prefix", ["", "train__"])
+def test_too_few_different_photos_to_split(tmp_path: Path, prefix: str) -> None:
+    root = fill(tmp_path, **{f"{prefix}hat": 25, f"{prefix}one": 1, f"{prefix}same": 25, f"{prefix}two": 2})
+    folder = root / prefix.replace("__", "")
+    for photo in (folder / "same").iterdir():
+        photo.write_bytes(b"equal")
+    found = [finding for finding in balance(read_layout(root)) if finding.kind == "too_few_to_split"]
+    assert [root / finding.paths[0] for finding in found] == [folder / "one", folder / "same"]
+    assert {finding.severity for finding in found} == {"error"}
+    with pytest.raises(DataError, match="expected at least two different photos to split"):
+        scan(root, 0.5)
+    (folder / "same" / "0.jpg").write_bytes(b"another")
+    shutil.copytree(folder / "two", folder / "one", dirs_exist_ok=True)
+    assert "too_few_to_split" not in [kind for kind, _ in said(root)]
+
+
+def test_a_validation_folder_needs_no_split(tmp_path: Path) -> None:
+    root = fill(tmp_path, train__hat=1, train__shoes=1, validation__hat=1, validation__shoes=1)
+    assert [kind for kind, _ in said(root)] == ["few_photos", "few_photos"]
 
 
 def test_what_lies_there_unused(tmp_path: Path) -> None:

@@ -220,6 +220,16 @@ def test_what_cannot_be_written(run: Path, tmp_path: Path) -> None:
             write_report(run, folder)
 
 
+def test_a_link_is_followed_where_the_user_named_it_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for link in (run / "report.html", tmp_path / "page.html"):
+        link.symlink_to(tmp_path / "mine")
+    write_report(run)
+    assert (tmp_path / "mine").read_text() == "mine"
+    write_report(run, tmp_path / "page.html")
+    assert (tmp_path / "page.html").is_symlink() and (tmp_path / "mine").read_text().startswith("<!doctype html>")
+
+
 def test_the_same_run_gives_the_same_page(run: Path, data: Path) -> None:
     assert keep_report(run, data).read_bytes() == write_report(run).read_bytes()
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from rayml.errors import DataError
 from rayml.report import photos
 from rayml.report.run import read_run
 from tests.rayml.report import made
@@ -31,6 +33,18 @@ def test_a_photo_that_changed_is_not_shown_for_the_old_one(tmp_path: Path) -> No
     (data / "validation/2/3.png").unlink()
     assert len(photos.find_pictures(run, data)) == len(whole) - 2
     assert photos.find_pictures(run, tmp_path / "nowhere") == {}
+
+
+def test_nothing_outside_of_the_run_is_shown(tmp_path: Path) -> None:
+    """A run from elsewhere may say what it likes of its photos."""
+    folder = made.finished(tmp_path / "run", made.photos(tmp_path / "photos"))
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.jpg")
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    path, _, rest = lines[1].split(",", 2)
+    (folder / "predictions.csv").write_text("\n".join([lines[0], f"{path},../../secret,{rest}", *lines[2:]]) + "\n")
+    with pytest.raises(DataError, match=r"predictions\.csv must hold .* Received: '\.\./\.\./secret' as sha256"):
+        photos.find_pictures(read_run(folder), None)
 
 
 def test_what_lies_among_the_pictures_and_is_none_is_left_out(tmp_path: Path) -> None:

@@ -107,6 +107,41 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     assert "\n" not in caught.value.message and len(caught.value.message) < 600
 
 
+@pytest.mark.parametrize("value", [None, [], "x", 3, True])
+@pytest.mark.parametrize("key", ["settings", "versions", "data", "backbone", "features", "timings", "best"])
+def test_a_key_of_another_type_is_named(run: Path, key: str, value: object) -> None:
+    (run / "run.json").write_text(json.dumps(made.record() | {key: value}))
+    with pytest.raises(DataError, match=rf"run\.json must be what a search wrote\. Received: another {key}"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("data.counts", counts) for counts in ([], {"train": None}, {"train": {"hat": "4"}}, {"train": {"hat": -1}})),
+        *(("settings.epochs", epochs) for epochs in (None, "x", float("nan"), float("inf"))),
+        *(("data.ignored", ignored) for ignored in (None, 5)),
+        *(("data.unreadable", unreadable) for unreadable in (None, 5)),
+        *(("timings.a", seconds) for seconds in (None, "x", True, float("nan"), float("inf"), -1, 1e300)),
+    ],
+)
+def test_what_is_in_a_key_is_looked_at_too(run: Path, key: str, value: object) -> None:
+    outer, inner = key.split(".")
+    record = made.record()
+    (run / "run.json").write_text(json.dumps({**record, outer: {**record[outer], inner: value}}))
+    with pytest.raises(DataError, match=rf"Received: another {outer if outer == 'timings' else key}"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("classes", [("dress", "hat", "boots"), ("hat", "dress", "shoes"), ("dress", "hat")])
+def test_answers_of_another_search_are_refused(run: Path, tmp_path: Path, classes: tuple[str, ...]) -> None:
+    made.predictions(made.photos(tmp_path / "others", classes), classes).write(run / "predictions.csv", 1.5)
+    with pytest.raises(DataError, match=rf"predictions\.csv must have the classes .* Received: {', '.join(classes)}$"):
+        read_run(run)
+    (run / "predictions.csv").unlink()
+    write_report(run)
+
+
 def test_what_else_trials_differ_in(tmp_path: Path) -> None:
     run = made.searching(tmp_path / "run", {"00000": (0.5,)})
     assert [trial.described for trial in read_run(run).trials][:1] == ["size_inner 4, learning rate 0.001"]
