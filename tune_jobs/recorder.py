@@ -101,7 +101,7 @@ class Recorder(tune.Callback):
             self._feed.run_again(trial)
             return
         try:
-            self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0])
+            self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0], again=True)
         except OSError as full:
             self._scheduler.halt.reason = f"a decision could not be written to ledger.jsonl ({full.strerror or full})"
         self._close(number)

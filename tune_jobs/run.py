@@ -116,8 +116,9 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
     with stages.stage("ray") as said:
         nodes = stack.enter_context(ray_cluster(settings.address))
         if settings.scale_up_timeout_s and progress:
-            # A search that is resumed needs no machines for the trials that have ended.
-            remaining = len(Search(settings, settings.out).remaining()) if settings.resume else settings.trials
+            remaining = settings.trials
+            if settings.resume:  # No machines are needed for the trials that have ended.
+                remaining = len(Search(settings, settings.out, goes_on=True).remaining())
             demand = Demand.of(settings, max(1, remaining))
             nodes = stack.enter_context(room(demand, settings.scale_up_timeout_s, progress.say))
         if not nodes and settings.scale_up_timeout_s:

@@ -102,17 +102,20 @@ class Search:
     Arguments:
         settings: what is searched.
         run: RUN; an interrupted search is found in its `history.csv`, `ledger.jsonl` and `checkpoints/`.
+        goes_on: trials whose processes died, or that raised an error, have not ended: they are tried again.
 
     Raises:
         OSError: they cannot be read or written.
     """
 
-    def __init__(self, settings: SearchSettings, run: Path) -> None:
+    def __init__(self, settings: SearchSettings, run: Path, *, goes_on: bool = False) -> None:
         self.settings = settings
         self.run = run
         self.cells = cells(settings)
         self.history = HistoryFile(run / "history.csv")
         self.ledger = Ledger(run / "ledger.jsonl")
+        if goes_on:
+            self.ledger.try_again()
         self.halt = Halt()
         self.scheduler = self._scheduler()
 
@@ -200,7 +203,7 @@ def run_search(
     os.environ.update(_TUNE_ENVIRONMENT)
     cpus = trial_cpus(settings, nodes)
     try:
-        search = Search(settings, run)
+        search = Search(settings, run, goes_on=True)
         write_cells(run / "cells.csv", search.cells)
         followers = Trackers((TensorBoard(run / "tensorboard"), *trackers), search.cells, progress.say)
         standing = search.standing(followers)
@@ -230,11 +233,17 @@ def run_search(
         progress.say(f"search: interrupted when {len(result.trials)} of {settings.trials} trials had ended")
         raise KeyboardInterrupt
     if all(trial.status == "failed" for trial in result.trials):
-        first = result.errors[min(result.errors)]
-        raise SearchError(f"every trial failed; the first: {first}", "A smaller --learning-rate is the usual cure.")
+        first = min(result.errors)
+        ending = search.ledger.ending(first)
+        hint = _TRY_AGAIN if ending is not None and ending.again else "A smaller --learning-rate is the usual cure."
+        raise SearchError(f"every trial failed; the first: {result.errors[first]}", hint)
     return result
 
 
+_TRY_AGAIN = (
+    "Is there memory enough on the machines (free -m, dmesg)? A lower --max-concurrent takes less. The same command with "
+    "--resume tries the trials again."
+)
 _AGAIN = "What was done is kept: mend that, then run the same command again with --resume."
 
 
