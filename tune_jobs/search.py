@@ -241,8 +241,8 @@ def run_search(
 
 
 _TRY_AGAIN = (
-    "Is there memory enough on the machines (free -m, dmesg)? A lower --max-concurrent takes less. The same command with "
-    "--resume tries the trials again."
+    "Is there memory enough on the machines (free -m, dmesg)? A lower --max-concurrent takes less. The same command "
+    "with --resume tries the trials again."
 )
 _AGAIN = "What was done is kept: mend that, then run the same command again with --resume."
 
