@@ -211,6 +211,7 @@ def run_search(
             if ended := len(search.ended()):
                 advance(ended, standing.line(0))
             # Twice only where the winner's weights turn out to be lost.
+            interrupted = False
             for _ in range(2):
                 if remaining := search.remaining():
                     feed = Feed(search.scheduler, settings.max_concurrent or 0)
@@ -218,10 +219,12 @@ def run_search(
                     recorder = Recorder(*known, advance, progress.say)
                     waiting = Waiting(cpus, settings.trial_gpus, progress.say)
                     _tune(search, remaining, data, network, cpus, feed, [recorder, waiting])
-                if search.halt.reason or len(search.ended()) < settings.trials:
+                    # Ray Tune catches Ctrl-C and returns. A winner that was lost had ended before, so the files alone
+                    # do not tell.
+                    interrupted = not recorder.ended.issuperset(cell["trial"] for cell in remaining)
+                if search.halt.reason or interrupted:
                     break
-        whole = not search.halt.reason and len(search.ended()) == settings.trials
-        followers.close("finished" if whole else "interrupted")
+        followers.close("interrupted" if search.halt.reason or interrupted else "finished")
         if search.halt.reason:
             raise SearchError(search.halt.reason, _AGAIN)
         search.history.rewrite()
@@ -229,8 +232,9 @@ def run_search(
         write_trials(run / "trials.csv", result.trials)
     except OSError as error:
         raise SearchError(f"{run} could not be written ({error.strerror or error})", _AGAIN) from None
-    if len(result.trials) < settings.trials:  # Ray Tune catches Ctrl-C and returns.
-        progress.say(f"search: interrupted when {len(result.trials)} of {settings.trials} trials had ended")
+    if interrupted:
+        done = settings.trials - len(search.remaining())
+        progress.say(f"search: interrupted when {done} of {settings.trials} trials had ended")
         raise KeyboardInterrupt
     if all(trial.status == "failed" for trial in result.trials):
         first = min(result.errors)
