@@ -123,7 +123,7 @@ def test_what_cannot_be_brought_together(bank: FeatureBank, tmp_path: Path, monk
 
 
 def test_vectors_larger_than_memory_are_said_so(bank: FeatureBank, tmp_path: Path) -> None:
-    """Linux refuses to map more pages that can be written to than there is memory, as far as a limit of our own does."""
+    """Linux refuses to map more pages that can be written to than there is memory; here a limit of our own does."""
     code = (
         "import pickle, resource, sys\nfrom rayml.errors import RaymlError\nfrom rayml.gathered import gather\n"
         "recipe = pickle.load(open(sys.argv[1], 'rb'))\n"
