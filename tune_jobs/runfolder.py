@@ -125,10 +125,10 @@ def _is_left_over(name: str) -> bool:
     return name in (_LOCK_FILE, _DRAFT) or name.startswith(".nfs")
 
 
-def set_status(run: Path, status: str) -> None:
-    """Note how a run ended; where even that cannot be written, it says `searching` still."""
+def set_status(run: Path, status: str, timings: dict[str, float]) -> None:
+    """Note how a run ended, and what it has taken; where even that cannot be written, it says `searching` still."""
     with suppress(OSError, UsageError):
-        write_record(run, {**read_record(run), "status": status})
+        write_record(run, {**read_record(run), "status": status, "timings": timings})
 
 
 def with_stored(values: dict[str, Any]) -> dict[str, Any]:

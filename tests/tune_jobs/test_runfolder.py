@@ -100,11 +100,11 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_the_status_is_noted_where_it_can_be(tmp_path: Path) -> None:
-    set_status(tmp_path, "failed")
+    set_status(tmp_path, "failed", {})
     assert list(tmp_path.iterdir()) == []
     write_record(tmp_path, {"settings": {"epochs": 3}, "status": "searching"})
-    set_status(tmp_path, "interrupted")
-    assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted"}
+    set_status(tmp_path, "interrupted", {"data": 1.5})
+    assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted", "timings": {"data": 1.5}}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
