@@ -36,7 +36,7 @@ from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.features import PassResult
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
-from tune_jobs.runfolder import locked, with_stored, write_record
+from tune_jobs.runfolder import locked, order_digest, with_stored, write_record
 from tune_jobs.select import Winner, select
 
 
@@ -81,6 +81,7 @@ def test_what_is_recorded(summary: RunSummary, folder: Path) -> None:
     assert record["settings"]["size_inner"] == [4, 8]
     assert record["settings"]["seed"] == 1
     assert record["data"]["digest"] == scan(folder / "photos").digest
+    assert record["data"]["order"] == order_digest(scan(folder / "photos"))
     assert record["data"]["counts"]["train"] == dict.fromkeys(CLASSES, 12)
     assert record["backbone"]["name"] == "tiny"
     assert record["features"] == {"computed": 180, "cached": 0, "engine": "openvino"}
