@@ -219,9 +219,9 @@ def run_search(
                     recorder = Recorder(*known, advance, progress.say)
                     waiting = Waiting(cpus, settings.trial_gpus, progress.say)
                     _tune(search, remaining, data, network, cpus, feed, [recorder, waiting])
-                    # Ray Tune catches Ctrl-C and returns. A winner that was lost had ended before, so the files alone
-                    # do not tell.
+                    # Ray Tune catches Ctrl-C and returns. Of a winner that was lost the files say that it has ended.
                     interrupted = not recorder.ended.issuperset(cell["trial"] for cell in remaining)
+                    interrupted = interrupted or len(search.ended()) < settings.trials
                 if search.halt.reason or interrupted:
                     break
         followers.close("interrupted" if search.halt.reason or interrupted else "finished")
