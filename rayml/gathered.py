@@ -7,6 +7,7 @@ first process of a machine that needs it brings the vectors together in two file
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -98,7 +99,7 @@ def gather(recipe: Recipe) -> GatheredData:
 
     Raises:
         KeyError: a picture that is not in the bank.
-        RaymlError: a shard is damaged or cannot be copied here, or there is no room.
+        RaymlError: a shard is damaged or cannot be copied here, or there is no room on the disk or in memory.
     """
     store = FolderStore(recipe.place)
     arrays: dict[str, Any] = {}
@@ -152,11 +153,22 @@ def _parts(bank: FeatureBank, digests: NDArray[np.bytes_]) -> Iterator[bytes | m
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The vectors in a file; None if it is not there or not what it should be."""
+    """The vectors in a file; None if it is not there or not what it should be.
+
+    Raises:
+        RaymlError: they are more than the system gives a process.
+    """
     try:
         # Pages are copied when written to, which nobody does: TensorFlow takes only memory that could be.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except OSError as error:
+        if error.errno == errno.ENOMEM:  # Linux counts pages that could be written as if all of them were.
+            raise RaymlError(
+                f"{path} needs {4 * shape[0] * shape[1] / 1e9:.1f} GB of memory, which this machine does not give",
+                "Use a machine with more, or fewer photos.",
+            ) from None
+        return None
+    except (ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.float32 else None
 

@@ -81,15 +81,31 @@ class JaxHeadTrainer(HeadTrainer):
         if len(one_hot) > full * size:
             state, (rest_loss, rest_hits) = step(state, order[full * size :])
             loss, hits = loss + rest_loss, hits + rest_hits
+        return state, (loss, hits, *self._jax_validate(state, *validation))
+
+    def _jax_validate(self, state: _State, features: Any, one_hot: Any) -> tuple[Any, Any]:
+        """The sums of losses and right answers; see `HeadTrainer._validate`."""
+        import jax
+        import jax.numpy as jnp
+
         trainable, constant, _ = state
-        val_loss: Any = 0.0
-        val_hits: Any = 0.0
-        for at in range(0, len(validation[1]), VALIDATION_BATCH):
-            part, truth = (array[at : at + VALIDATION_BATCH] for array in validation)
+        size = VALIDATION_BATCH
+        full = len(one_hot) // size
+
+        def score(sums: tuple[Any, Any], part: Any, truth: Any) -> tuple[Any, Any]:
             logits, _ = self._model.stateless_call(trainable, constant, part, training=False)
-            val_loss += self._loss(truth, logits) * len(part)
-            val_hits += _hits(truth, logits)
-        return state, (loss, hits, val_loss, val_hits)
+            return sums[0] + self._loss(truth, logits) * len(part), sums[1] + _hits(truth, logits)
+
+        def step(sums: tuple[Any, Any], at: Any) -> tuple[tuple[Any, Any], None]:
+            parts = (jax.lax.dynamic_slice_in_dim(array, at * size, size) for array in (features, one_hot))
+            return score(sums, *parts), None
+
+        sums = jnp.float32(0), jnp.float32(0)
+        if full:
+            sums, _ = jax.lax.scan(step, sums, jnp.arange(full))
+        if len(one_hot) > full * size:
+            sums = score(sums, features[full * size :], one_hot[full * size :])
+        return sums
 
     def _jax_step(
         self, state: _State, features: Any, one_hot: Any, weight_decay: Any, smoothing: Any

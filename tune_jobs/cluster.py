@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX takes memory as it needs it: trials may share a graphics processor.
 }
+# The same, whatever is set here. Ray 2.60 hides graphics processors from those that ask for none only where this is 1.
+_FIXED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def keras_backend() -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {name: os.environ.get(name) or value for name, value in _ENVIRONMENT.items()}
+    return {name: os.environ.get(name) or value for name, value in _ENVIRONMENT.items()} | _FIXED
 
 
 def usable_nodes() -> tuple[Node, ...]:
@@ -228,8 +230,9 @@ def _result(task: Any) -> Any:
 def on_this_node(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a process of its own on the driver's machine, so that what it imports goes with it.
 
-    Keras runs on TensorFlow there, whatever trials use: through it Keras gives its graphs to ONNX. What it writes to
-    its temporary folder, some hundred MB for a large network, goes with it, also when it is killed by Ctrl-C.
+    Keras runs on TensorFlow there, whatever trials use: through it Keras gives its graphs to ONNX. It sees no graphics
+    processor: on one, float32 products may be rounded to 10 bits. What it writes to its temporary folder, some hundred
+    MB for a large network, goes with it, also when it is killed by Ctrl-C.
 
     Raises:
         RaymlError: what the function raised.
@@ -240,14 +243,15 @@ def on_this_node(function: Callable[..., T], *arguments: object) -> T:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # No CPUs are asked for: on many clusters the head, where the driver runs, has none to give. The second try is ours:
-    # Ray would try again without end where it was itself that killed the process, for want of memory.
+    # Ray would try again without end where it was itself that killed the process, for want of memory. It would also
+    # keep the process for another call, with the gigabyte that TensorFlow and a network take.
     options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
     died = ""
     for _ in range(2):
         try:
             with tempfile.TemporaryDirectory(prefix="rayml-", ignore_cleanup_errors=True) as scratch:
-                variables = {"KERAS_BACKEND": "tensorflow", "TMPDIR": scratch}
-                task = ray.remote(function).options(**options, runtime_env={"env_vars": variables})
+                variables = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": scratch}
+                task = ray.remote(max_calls=1)(function).options(**options, runtime_env={"env_vars": variables})
                 result: T = _result(task.remote(*arguments))
                 return result
         except ray.exceptions.RayTaskError as error:

@@ -84,9 +84,9 @@ class Halving(Scheduler):
         self._waiting.add(number)
         return str(self.NOOP)
 
-    def fail(self, number: str, epoch: int, reason: str) -> None:
+    def fail(self, number: str, epoch: int, reason: str, *, again: bool = False) -> None:
         """The others need not wait for it."""
-        super().fail(number, epoch, reason)
+        super().fail(number, epoch, reason, again=again)
         self._settle()
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:

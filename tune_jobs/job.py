@@ -27,7 +27,7 @@ class RunSummary:
         bundle: RUN/best.
         best: the winner's line of trials.csv.
         trials: all lines.
-        timings: seconds by stage, also where it was interrupted and resumed.
+        timings: seconds by stage, also where it was interrupted and resumed, but for a stage that was killed.
         computed, cached: pictures whose features had to be computed, and those whose features were there.
         largest_class_share: what answering with the largest class alone would score on validation.
     """
@@ -61,8 +61,10 @@ class Stages:
         """Time a stage; what is put into the list is said about it."""
         said: list[str] = []
         start = time.monotonic()
-        yield said
-        self.seconds[name] = round(time.monotonic() - start, 3)
+        try:
+            yield said
+        finally:  # A stage that is interrupted has taken its time, too.
+            self.seconds[name] = round(time.monotonic() - start, 3)
         self._progress.say(f"{name}: {'; '.join(said)} ({self.seconds[name]:.1f} s)")
 
 

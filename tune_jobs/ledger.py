@@ -29,6 +29,7 @@ class Decision:
         out_of: of how many trials the cut was taken.
         decision: `continue`, `stop` (by the scheduler), `finish` (all epochs are done) or `fail`.
         reason: the same as a sentence.
+        again: of `fail`: its process died, or it raised an error, so that a search that is resumed tries it again.
     """
 
     trial: str
@@ -38,6 +39,7 @@ class Decision:
     out_of: int
     decision: str
     reason: str
+    again: bool = False
 
 
 class Ledger:
@@ -93,12 +95,28 @@ class Ledger:
         """The decision that ended a trial."""
         return self._endings.get(trial)
 
+    def try_again(self) -> None:
+        """Take trials that may be tried again for trials that have not ended; their lines stay."""
+        for trial, ending in list(self._endings.items()):
+            if ending.again:
+                self._forget(trial)
+
+    def _forget(self, trial: str) -> None:
+        ending = self._endings.pop(trial)
+        if self._at[trial, ending.epoch] is ending:
+            del self._at[trial, ending.epoch]
+
     def _take(self, decision: Decision) -> None:
         self._decisions.append(decision)
+        if (ending := self._endings.get(decision.trial)) is not None and ending.again:
+            self._forget(decision.trial)  # It was tried again.
         self._at.setdefault((decision.trial, decision.epoch), decision)
         if decision.decision in ENDINGS:
             self._endings.setdefault(decision.trial, decision)
 
 
 def _line(decision: Decision) -> str:
-    return json.dumps(asdict(decision)) + "\n"
+    values = asdict(decision)
+    if not decision.again:
+        del values["again"]
+    return json.dumps(values) + "\n"

@@ -85,6 +85,7 @@ class MLflow(Tracker):
         self._settings = settings
         self._ids: dict[str, str] = {}  # The search's own run is "".
         self._sent: dict[str, int] = {}  # Of a trial that goes on: its last epoch that the server knows.
+        self._running: set[str] = set()  # Begun, and not ended.
         self._best = 0.0
         self._failure = ""
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -172,6 +173,7 @@ class MLflow(Tracker):
         self._client.log_batch(made.info.run_id, params=shown)
 
     def _begin(self, number: str, cell: dict[str, Any]) -> None:
+        self._running.add(number)
         if number not in self._ids:
             tags = {"mlflow.parentRunId": self._ids[""]}
             self._make(number, f"{self._search_name} {number}", tags, cell)
@@ -190,8 +192,11 @@ class MLflow(Tracker):
 
     def _end(self, number: str, status: str) -> None:
         self._flush(number)
+        self._running.discard(number)
         run = self._ids[number]
         if not number:
+            for left in sorted(self._running):  # Interrupted with the search.
+                self._end(left, status)
             self._client.log_metric(run, f"best_{FIGURES[0]}", self._best)
         self._client.set_tag(run, "rayml.status", status)
         self._client.set_terminated(run, {"failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED"))

@@ -29,6 +29,7 @@ from tune_jobs.grid import cells
 from tune_jobs.growth import Demand
 from tune_jobs.halving import rung_epochs
 from tune_jobs.search import CHECKPOINTS, trial_cpus
+from tune_jobs.trial import HEAD_KIND, held_numbers
 
 MOST_FEATURES = 4096  # Until a backbone is frozen; NASNetLarge gives 4,032, Xception 2,048.
 # A trial's process with TensorFlow and a small compiled head, beside the features: 0.8 GB measured.
@@ -154,10 +155,12 @@ def make_plan(
         together = _unwritten(vectors, place)
     graph = (frozen.folder / "backbone.onnx").stat().st_size if frozen else 0
     # Trials that read the bank map one file a machine; others are sent the vectors, and hold them once more.
-    one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + COPIES * max(heads) * FLOAT_BYTES
-    checkpoints = _unwritten(KEPT * COPIES * FLOAT_BYTES * sum(heads), run / CHECKPOINTS)
+    kinds = {tuple(cell[name] for name in HEAD_KIND): head for cell, head in zip(grid, heads, strict=True)}
+    held = FLOAT_BYTES * held_numbers(kinds.values())
+    one_trial = PROCESS_BYTES + (0 if settings.shares_bank else vectors) + held
+    checkpoints = [COPIES * FLOAT_BYTES * head for head in heads]
     disk = {
-        **_on_disk("disk for RUN", checkpoints + graph, run),
+        **_disk_for_run(run, checkpoints, _at_once(settings, cpus, nodes), FLOAT_BYTES * max(heads), graph),
         **_bank_needs(settings, features * len(manifest.photos), features * to_compute, together, cache),
     }
     plan = _plan(settings, manifest, nodes, cpus, to_compute, disk, vectors, one_trial, frozen is not None)
@@ -168,7 +171,7 @@ def make_plan(
         raise SearchError(
             f"one trial needs {_size(vectors + one_trial)} of memory on a machine: {_size(PROCESS_BYTES)} for "
             f"TensorFlow, {_size(vectors if settings.shares_bank else 2 * vectors)} for the features, "
-            f"{_size(COPIES * max(heads) * FLOAT_BYTES)} for the head and Adam. Received: at most {_size(memory)}",
+            f"{_size(held)} for heads and Adam. Received: at most {_size(memory)}",
             "Use a machine with more, fewer photos, or a smaller --size-inner.",
         )
     return plan
@@ -216,9 +219,8 @@ def _plan(
     exact: bool,
 ) -> Plan:
     """The plan, where a machine needs `shared` bytes of memory and each trial on it `one_trial` beside."""
-    demand = Demand(cpus, settings.trial_gpus, _limit(settings))
-    at_once, memory = demand.places(nodes), _memory(nodes)
-    here = min(at_once, max(demand.places([node]) for node in nodes))
+    at_once, memory = _at_once(settings, cpus, nodes), _memory(nodes)
+    here = min(at_once, max(_at_once(settings, cpus, [node]) for node in nodes))
     needed = shared + here * one_trial
     return Plan(
         trials=settings.trials,
@@ -259,20 +261,22 @@ def _plan_networks(
     features = frozen.features if frozen else MOST_FEATURES
     grid = cells(settings)
     head = max(head_numbers(features, cell["size_inner"], len(manifest.classes)) for cell in grid)
-    numbers = COPIES * (FLOAT_BYTES * head + network.top_weights)
+    checkpoint = COPIES * (FLOAT_BYTES * head + network.top_weights)
     largest = min(max(cell["batch_size"] for cell in grid), len(manifest.split(TRAIN)))
     batch = max(VALIDATION_BATCH, largest)
     one_trial = (
         NETWORK_PROCESS_BYTES
         + len(graph) * (1 + settings.mixed_precision)
         + batch * (LARGEST_VALUES * network.largest_value + 2 * network.top_values)  # With the gradients of the top's.
-        + numbers
+        + FLOAT_BYTES * held_numbers([head])
+        + COPIES * network.top_weights
     )
     pixels = len(manifest.photos) * 3 * spec.image_size_px**2
     decoded = PixelRecipe.of(manifest, spec.image_size_px, cache / "pixels").place
-    checkpoints = _unwritten(KEPT * settings.trials * numbers, run / CHECKPOINTS)
+    checkpoints, at_once = [checkpoint] * settings.trials, _at_once(settings, cpus, nodes)
+    graphs = len(graph) * (2 if settings.unfreeze else 1)  # A trained backbone's is written before the bundle's.
     disk = {
-        **_on_disk("disk for RUN", checkpoints + len(graph), run),
+        **_disk_for_run(run, checkpoints, at_once, FLOAT_BYTES * head, graphs),
         **_on_disk("disk for the cache", _unwritten(pixels, decoded), cache),
     }
     # Pages of a mapped file: memory that the system takes back where it is short of it.
@@ -311,8 +315,17 @@ def _bank_needs(settings: SearchSettings, numbers: int, new: int, together: int,
     return {**features, **_on_disk("disk for the cache, on each machine", together, cache)}
 
 
-def _limit(settings: SearchSettings) -> int:
-    return min(settings.trials, settings.max_concurrent or settings.trials)
+def _disk_for_run(
+    run: Path, checkpoints: Sequence[int], at_once: int, head: int, graphs: int
+) -> dict[Need, int | None]:
+    """What RUN takes: checkpoints, of those that are written at once one more, and a bundle with its head twice."""
+    kept = _unwritten(KEPT * sum(checkpoints), run / CHECKPOINTS)
+    return _on_disk("disk for RUN", kept + at_once * max(checkpoints) + 2 * head + graphs, run)
+
+
+def _at_once(settings: SearchSettings, cpus: float, nodes: Sequence[Node]) -> int:
+    limit = min(settings.trials, settings.max_concurrent or settings.trials)
+    return Demand(cpus, settings.trial_gpus, limit).places(nodes)
 
 
 def _rungs(settings: SearchSettings) -> tuple[int, ...]:

@@ -34,6 +34,9 @@ class Recorder(tune.Callback):
         trackers: who else follows.
         advance: told of each trial that has ended, and how the search stands.
         say: prints a line. None of these four is pickled, since they belong to this process.
+
+    Attributes:
+        ended: the numbers of the trials that it has seen come to their end.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Recorder(tune.Callback):
         self._feed = feed
         self._begun_again: Counter[str] = Counter()
         self._running: set[str] = set()
+        self.ended: set[str] = set()
         self._standing: Standing | None = standing
         self._trackers: Trackers | None = trackers
         self._advance: Advance | None = advance
@@ -101,7 +105,7 @@ class Recorder(tune.Callback):
             self._feed.run_again(trial)
             return
         try:
-            self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0])
+            self._scheduler.fail(number, len(self._history.of(number)), text.splitlines()[0], again=True)
         except OSError as full:
             self._scheduler.halt.reason = f"a decision could not be written to ledger.jsonl ({full.strerror or full})"
         self._close(number)
@@ -112,6 +116,7 @@ class Recorder(tune.Callback):
 
     def _close(self, number: str) -> None:
         self._running.discard(number)
+        self.ended.add(number)
         ending = self._scheduler.ledger.ending(number)
         if ending and self._standing and self._trackers and not self._scheduler.halt.reason:
             self._standing.end(number, STATUS[ending.decision])

@@ -19,6 +19,7 @@ from typing import Any
 from rayml.errors import RaymlError, SearchError, UsageError
 from rayml.progress import Progress
 from rayml.report import keep_report
+from rayml.report.page import PAGE
 from tune_jobs.cluster import Node, ray_cluster
 from tune_jobs.config import SearchSettings, make_settings, read_settings
 from tune_jobs.growth import Demand, room
@@ -63,6 +64,8 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
         spec, manifest, record = check(settings, run, stages, progress)
         if record is not None and record["status"] == "finished" and (run / "best").is_dir():
             progress.say(f"{settings.out} is finished: nothing is left to do")
+            if not (run / PAGE).exists():  # It was killed before its report.
+                _report(settings, run, stages)
             return _finished(settings, record)
         mlflow = Server(settings.mlflow) if settings.mlflow else None  # Rather now than after the features.
         settings = with_storage(settings)
@@ -80,14 +83,18 @@ def run_tune(settings: SearchSettings, progress: Progress) -> RunSummary:
                     write_record(run, {**asked(settings), "status": "searching", "timings": {}})
                 summary = run_stages(job)
             except BaseException as error:
-                set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                set_status(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", job.timings)
                 raise
-        with stages.stage("report") as said:
-            try:
-                said.append(str(settings.out / keep_report(run, settings.data).name))
-            except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
-                said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
+        _report(settings, run, stages)
     return replace(summary, timings={**summary.timings, "report": stages.seconds["report"]})
+
+
+def _report(settings: SearchSettings, run: Path, stages: Stages) -> None:
+    with stages.stage("report") as said:
+        try:
+            said.append(str(settings.out / keep_report(run, settings.data).name))
+        except (OSError, RaymlError) as error:  # The winner is there, and the page can be written at any time.
+            said.append(f"not written ({error}); rayml report {settings.out} --data {settings.data} writes it")
 
 
 @contextmanager
@@ -116,8 +123,9 @@ def _nodes(settings: SearchSettings, stages: Stages, stack: ExitStack, progress:
     with stages.stage("ray") as said:
         nodes = stack.enter_context(ray_cluster(settings.address))
         if settings.scale_up_timeout_s and progress:
-            # A search that is resumed needs no machines for the trials that have ended.
-            remaining = len(Search(settings, settings.out).remaining()) if settings.resume else settings.trials
+            remaining = settings.trials
+            if settings.resume:  # No machines are needed for the trials that have ended.
+                remaining = len(Search(settings, settings.out, goes_on=True).remaining())
             demand = Demand.of(settings, max(1, remaining))
             nodes = stack.enter_context(room(demand, settings.scale_up_timeout_s, progress.say))
         if not nodes and settings.scale_up_timeout_s:

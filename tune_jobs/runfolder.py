@@ -8,6 +8,7 @@ from rayml's own files: history.csv, ledger.jsonl and the checkpoints (see `tune
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -125,10 +126,10 @@ def _is_left_over(name: str) -> bool:
     return name in (_LOCK_FILE, _DRAFT) or name.startswith(".nfs")
 
 
-def set_status(run: Path, status: str) -> None:
-    """Note how a run ended; where even that cannot be written, it says `searching` still."""
+def set_status(run: Path, status: str, timings: dict[str, float]) -> None:
+    """Note how a run ended, and what it has taken; where even that cannot be written, it says `searching` still."""
     with suppress(OSError, UsageError):
-        write_record(run, {**read_record(run), "status": status})
+        write_record(run, {**read_record(run), "status": status, "timings": timings})
 
 
 def with_stored(values: dict[str, Any]) -> dict[str, Any]:
@@ -190,8 +191,13 @@ def check_same_backend(backend: str, record: dict[str, Any]) -> None:
         )
 
 
+def order_digest(manifest: Manifest) -> str:
+    """What the order of the photos is known by, which their names decide; the data set's own digest leaves it out."""
+    return hashlib.sha256(" ".join(photo.sha256 for photo in manifest.photos).encode()).hexdigest()
+
+
 def check_same_data(manifest: Manifest, record: dict[str, Any]) -> Manifest:
-    """Refuse to go on with other photos.
+    """Refuse to go on with other photos, and in `sync` mode with the same ones in another order.
 
     Returns:
         The manifest without the pictures that the run could not read either.
@@ -205,6 +211,13 @@ def check_same_data(manifest: Manifest, record: dict[str, Any]) -> Manifest:
     known = {photo.path for photo in manifest.photos}
     manifest = manifest.without([path for path in described["unreadable"] if path in known])
     if manifest.digest == described["digest"]:
+        order = order_digest(manifest)
+        if record.get("settings", {}).get("scheduler") == "sync" and described.get("order", order) != order:
+            raise UsageError(
+                "--resume of a search in sync needs the photos by the names of the run: their order is part of its "
+                "result. Received: the same photos in another order",
+                "Name the folder as it was, or another --out to search anew.",
+            )
         return manifest
     before, now = described["counts"], manifest.counts()
     changes = [

@@ -139,13 +139,16 @@ class Scheduler(FIFOScheduler):
         """What becomes of a trial after an epoch that is not its last and has not been decided."""
         return str(self.CONTINUE)
 
-    def fail(self, number: str, epoch: int, reason: str) -> None:
-        """A trial failed in a way that would come again.
+    def fail(self, number: str, epoch: int, reason: str, *, again: bool = False) -> None:
+        """A trial failed.
+
+        Arguments:
+            again: see `Decision`; not where the failure would come again.
 
         Raises:
             OSError: the ledger cannot be written.
         """
-        self.ledger.write(Decision(number, epoch, None, None, 0, FAIL, f"epoch {epoch}: {reason}"))
+        self.ledger.write(Decision(number, epoch, None, None, 0, FAIL, f"epoch {epoch}: {reason}", again))
 
 
 @dataclass(frozen=True)

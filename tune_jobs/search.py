@@ -102,17 +102,20 @@ class Search:
     Arguments:
         settings: what is searched.
         run: RUN; an interrupted search is found in its `history.csv`, `ledger.jsonl` and `checkpoints/`.
+        goes_on: trials whose processes died, or that raised an error, have not ended: they are tried again.
 
     Raises:
         OSError: they cannot be read or written.
     """
 
-    def __init__(self, settings: SearchSettings, run: Path) -> None:
+    def __init__(self, settings: SearchSettings, run: Path, *, goes_on: bool = False) -> None:
         self.settings = settings
         self.run = run
         self.cells = cells(settings)
         self.history = HistoryFile(run / "history.csv")
         self.ledger = Ledger(run / "ledger.jsonl")
+        if goes_on:
+            self.ledger.try_again()
         self.halt = Halt()
         self.scheduler = self._scheduler()
 
@@ -200,7 +203,7 @@ def run_search(
     os.environ.update(_TUNE_ENVIRONMENT)
     cpus = trial_cpus(settings, nodes)
     try:
-        search = Search(settings, run)
+        search = Search(settings, run, goes_on=True)
         write_cells(run / "cells.csv", search.cells)
         followers = Trackers((TensorBoard(run / "tensorboard"), *trackers), search.cells, progress.say)
         standing = search.standing(followers)
@@ -208,6 +211,7 @@ def run_search(
             if ended := len(search.ended()):
                 advance(ended, standing.line(0))
             # Twice only where the winner's weights turn out to be lost.
+            interrupted = False
             for _ in range(2):
                 if remaining := search.remaining():
                     feed = Feed(search.scheduler, settings.max_concurrent or 0)
@@ -215,10 +219,12 @@ def run_search(
                     recorder = Recorder(*known, advance, progress.say)
                     waiting = Waiting(cpus, settings.trial_gpus, progress.say)
                     _tune(search, remaining, data, network, cpus, feed, [recorder, waiting])
-                if search.halt.reason or len(search.ended()) < settings.trials:
+                    # Ray Tune catches Ctrl-C and returns. Of a winner that was lost the files say that it has ended.
+                    interrupted = not recorder.ended.issuperset(cell["trial"] for cell in remaining)
+                    interrupted = interrupted or len(search.ended()) < settings.trials
+                if search.halt.reason or interrupted:
                     break
-        whole = not search.halt.reason and len(search.ended()) == settings.trials
-        followers.close("finished" if whole else "interrupted")
+        followers.close("interrupted" if search.halt.reason or interrupted else "finished")
         if search.halt.reason:
             raise SearchError(search.halt.reason, _AGAIN)
         search.history.rewrite()
@@ -226,15 +232,22 @@ def run_search(
         write_trials(run / "trials.csv", result.trials)
     except OSError as error:
         raise SearchError(f"{run} could not be written ({error.strerror or error})", _AGAIN) from None
-    if len(result.trials) < settings.trials:  # Ray Tune catches Ctrl-C and returns.
-        progress.say(f"search: interrupted when {len(result.trials)} of {settings.trials} trials had ended")
+    if interrupted:
+        done = settings.trials - len(search.remaining())
+        progress.say(f"search: interrupted when {done} of {settings.trials} trials had ended")
         raise KeyboardInterrupt
     if all(trial.status == "failed" for trial in result.trials):
-        first = result.errors[min(result.errors)]
-        raise SearchError(f"every trial failed; the first: {first}", "A smaller --learning-rate is the usual cure.")
+        first = min(result.errors)
+        ending = search.ledger.ending(first)
+        hint = _TRY_AGAIN if ending is not None and ending.again else "A smaller --learning-rate is the usual cure."
+        raise SearchError(f"every trial failed; the first: {result.errors[first]}", hint)
     return result
 
 
+_TRY_AGAIN = (
+    "Is there memory enough on the machines (free -m, dmesg)? A lower --max-concurrent takes less. The same command "
+    "with --resume tries the trials again."
+)
 _AGAIN = "What was done is kept: mend that, then run the same command again with --resume."
 
 

@@ -21,6 +21,7 @@ KINDS = {
     "randint": (2, True, "[lowest, highest], both included"),
     "lograndint": (2, True, "[lowest, highest], both included"),
 }
+_MOST_STEPS = 2**63  # numpy draws whole numbers of 64 bits.
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Range:
             raise ValueError(f"the ends of {self.kind} must be over 0")
         if self.kind == "quniform" and not 0 < self.step <= self.high - self.low:
             raise ValueError("the step of quniform must be over 0 and at most what lies between its ends")
+        if self.kind in ("randint", "quniform") and not max(-self.low, self.high) / (self.step or 1) < _MOST_STEPS:
+            raise ValueError(f"the ends of {self.kind} must be less than 2**63 {'steps ' * bool(self.step)}from 0")
 
     def draw(self, random: np.random.Generator) -> float:
         """One value."""

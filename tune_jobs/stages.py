@@ -23,7 +23,7 @@ from tune_jobs.growth import Demand, Shrinking
 from tune_jobs.job import Job, RunSummary
 from tune_jobs.mlflow_runs import MLflow
 from tune_jobs.plan import check_sealable
-from tune_jobs.runfolder import check_same_backbone, check_same_data, write_record
+from tune_jobs.runfolder import check_same_backbone, check_same_data, order_digest, write_record
 from tune_jobs.sealing import seal, versions
 from tune_jobs.search import SearchResult, run_search
 from tune_jobs.select import Winner, select
@@ -118,6 +118,7 @@ def _begin(job: Job, backbone: FrozenBackbone, passed: PassResult) -> dict[str, 
         **asked(job.settings),
         "data": {
             "digest": job.manifest.digest,
+            "order": order_digest(job.manifest),
             "counts": job.manifest.counts(),
             "ignored": list(job.manifest.ignored),
             "unreadable": passed.unreadable,

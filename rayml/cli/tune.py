@@ -162,5 +162,6 @@ def tune(photos: Path | None, config: Path | None, dry_run: bool, as_json: bool,
         marked={place for place, trial in enumerate(summary.trials) if trial == summary.best},
     )
     click.echo(f"The largest class alone would score {summary.largest_class_share:.4f}.")
-    click.echo(f"The report: {summary.run / 'report.html'}")
+    if (report := summary.run / "report.html").exists():  # Else it has been said why there is none.
+        click.echo(f"The report: {report}")
     click.echo(f"Next: rayml serve {summary.bundle}")

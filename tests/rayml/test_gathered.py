@@ -11,7 +11,7 @@ import pytest
 
 from rayml.data import Manifest, Photo
 from rayml.errors import RaymlError
-from rayml.features import FeatureBank, packed
+from rayml.features import FeatureBank, array_header, packed
 from rayml.gathered import GatheredData, Recipe, gather
 from rayml.storage import alone, open_store
 from rayml.training import HeadTrainer, TrainingData
@@ -120,6 +120,31 @@ def test_what_cannot_be_brought_together(bank: FeatureBank, tmp_path: Path, monk
     (tmp_path / "file").write_text("")
     with pytest.raises(RaymlError, match="could not be made"):
         gather(recipe(tmp_path / "file", bank))
+
+
+def test_vectors_larger_than_memory_are_said_so(bank: FeatureBank, tmp_path: Path) -> None:
+    """Linux refuses to map more pages that can be written to than there is memory; here a limit of our own does."""
+    code = (
+        "import pickle, resource, sys\nfrom rayml.errors import RaymlError\nfrom rayml.gathered import gather\n"
+        "recipe = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))\n"
+        "try:\n    gather(recipe)\nexcept RaymlError as error:\n    print(error.message, error.hint, sep='\\n')"
+    )
+    made = recipe(tmp_path / "training", FeatureBank(tmp_path / "bank", 2**20))
+    place = tmp_path / "training" / made.digest[:32]
+    place.mkdir(parents=True)
+    for split, count in (("train", 50), ("validation", 10)):
+        with (place / f"{split}.npy").open("wb") as file:
+            file.write(array_header(count, 2**20))
+            file.truncate(file.tell() + count * 4 * 2**20)
+    (tmp_path / "recipe").write_bytes(pickle.dumps(made))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "recipe")], capture_output=True, text=True, check=True, timeout=120
+    )
+    message, hint = done.stdout.splitlines()
+    assert message == f"{place / 'train.npy'} needs 0.2 GB of memory, which this machine does not give"
+    assert hint == "Use a machine with more, or fewer photos."
 
 
 def test_a_head_learns_the_same_from_mapped_vectors(bank: FeatureBank, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rayml.engines import load_engine
 from rayml.errors import UsageError
 from rayml.export import to_onnx
 from rayml.head import HeadWeights, build_head, make_model
-from rayml.training import EpochMetrics, HeadTrainer, TrainingData, epoch_order
+from rayml.training import VALIDATION_BATCH, EpochMetrics, HeadTrainer, TrainingData, epoch_order
 from tests.rayml.lively import drawings, lively_spec
 
 SEED, RATE, SIZE_INNER, BATCH, EPOCHS = 5, 0.01, 16, 20, 3
@@ -241,23 +241,37 @@ def test_accuracies_are_the_fractions_that_counting_gives() -> None:
     assert metrics.accuracy in {count / 7 for count in range(8)}
 
 
-def test_validation_in_parts_is_validation_as_a_whole() -> None:
-    from rayml.metrics import accuracy, cross_entropy
-    from rayml.training import VALIDATION_BATCH
-
-    many = vectors(count=20)
-    repeated = np.tile(np.arange(30), 80)[: 2 * VALIDATION_BATCH + 100]
-    data = dataclasses.replace(
-        many,
-        validation_features=many.validation_features[repeated],
-        validation_labels=many.validation_labels[repeated],
+def validated_on(count: int) -> TrainingData:
+    """Some vectors to train on; to validate on so many, each again and again."""
+    few = vectors(count=20)
+    repeated = np.arange(count) % 30
+    return dataclasses.replace(
+        few, validation_features=few.validation_features[repeated], validation_labels=few.validation_labels[repeated]
     )
+
+
+@pytest.mark.parametrize("beyond", [0, 100])
+def test_validation_in_parts_is_validation_as_a_whole(beyond: int) -> None:
+    from rayml.metrics import accuracy, cross_entropy
+
+    data = validated_on(2 * VALIDATION_BATCH + beyond)
     trainer = HeadTrainer(data, size_inner=4)
     trainer.start(seed=1, learning_rate=RATE)
     metrics = trainer.run_epoch()
     logits = trainer.weights().logits(data.validation_features)
     assert metrics.val_accuracy == accuracy(logits, data.validation_labels)
     assert metrics.val_loss == pytest.approx(cross_entropy(logits, data.validation_labels), rel=SAME_FEATURES)
+
+
+def test_an_epoch_is_no_longer_to_compile_where_validation_has_more_parts() -> None:
+    import tensorflow as tf
+
+    operations = []
+    for parts in (2, 20):
+        trainer = HeadTrainer(validated_on(parts * VALIDATION_BATCH + 100), size_inner=4)
+        traced = trainer._compiled_epoch.get_concrete_function(tf.TensorSpec([20], tf.int32)).graph.as_graph_def()
+        operations.append(len(traced.node) + sum(len(function.node_def) for function in traced.library.function))
+    assert operations[0] == operations[1]
 
 
 def arrays_of(trainer: HeadTrainer) -> dict[str, bytes]:

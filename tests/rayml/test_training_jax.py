@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rayml.backbones import backbone_spec, feature_model
 from rayml.engines.tensorflow import TensorFlowEngine
 from rayml.errors import UsageError
+from rayml.metrics import accuracy, cross_entropy
 from rayml.training import HeadTrainer, TrainingData, head_trainer
 from tests.conftest import ROOT
 from tests.rayml.lively import drawings
@@ -71,6 +72,20 @@ def test_a_head_learns_the_same(case: str, under_jax: dict[str, NDArray[np.float
     for i, array in enumerate(trainer.weights().arrays().values()):
         np.testing.assert_allclose(under_jax[f"{case}_weights_{i}"], array, rtol=0, atol=SAME)
     np.testing.assert_allclose(under_jax[f"{case}_logits"], trainer.validation_logits(), rtol=0, atol=10 * SAME)
+
+
+@pytest.mark.parametrize("parts", [2, 20])
+def test_validation_in_parts_is_validation_as_a_whole(parts: int, under_jax: dict[str, NDArray[np.float32]]) -> None:
+    logits, labels = under_jax[f"parts_{parts}_logits"], under_jax[f"parts_{parts}_labels"]
+    loss, share = under_jax[f"parts_{parts}_metrics"]
+    assert loss == pytest.approx(cross_entropy(logits, labels), rel=SAME)
+    assert share == accuracy(logits, labels)
+
+
+def test_an_epoch_is_no_longer_to_compile_where_validation_has_more_parts(
+    under_jax: dict[str, NDArray[np.float32]],
+) -> None:
+    assert under_jax["parts_2_lines"] == under_jax["parts_20_lines"]
 
 
 def test_pictures_give_the_same_features(

@@ -5,6 +5,7 @@ Reads arrays from the first file named, writes arrays to the second.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import astuple
 from typing import Any
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 
 from rayml.backbones import backbone_spec
-from rayml.training import HeadTrainer, TrainingData, head_trainer
+from rayml.training import VALIDATION_BATCH, HeadTrainer, TrainingData, epoch_order, head_trainer
 from rayml.training_jax import JaxHeadTrainer
 from tune_jobs.feature_worker import keras_engine
 
@@ -36,6 +37,27 @@ def started(trainer: HeadTrainer, case: str) -> HeadTrainer:
         label_smoothing=values["label_smoothing"],
     )
     return trainer
+
+
+def validated(data: TrainingData, parts: int) -> dict[str, Any]:
+    """An epoch with so many whole parts of validation and a rest: its loss, its logits, the lines of its program."""
+    repeated = np.arange(parts * VALIDATION_BATCH + 100) % len(data.validation_labels)
+    features, labels = data.validation_features[repeated], data.validation_labels[repeated]
+    many = dataclasses.replace(data, validation_features=features, validation_labels=labels)
+    trainer = started(head_trainer(many, size_inner=SIZE_INNER), "plain")
+    metrics = trainer.run_epoch()
+    lists = (trainer._model.trainable_variables, trainer._model.non_trainable_variables, trainer._optimizer.variables)
+    state = tuple([variable.value for variable in each] for each in lists)
+    order = epoch_order(SEED, 0, len(data.train_labels))
+    lowered = trainer._compiled_epoch.lower(
+        state, order, trainer._train, trainer._validation, np.float32(0), np.float32(0)
+    )
+    return {
+        f"parts_{parts}_metrics": np.array([metrics.val_loss, metrics.val_accuracy]),
+        f"parts_{parts}_logits": trainer.validation_logits(),
+        f"parts_{parts}_labels": labels,
+        f"parts_{parts}_lines": len(lowered.as_text().splitlines()),
+    }
 
 
 def main(given: str, made: str) -> None:
@@ -78,6 +100,9 @@ def main(given: str, made: str) -> None:
     trainer.run_epoch()
     trainer.restore(state)
     assert [trainer.run_epoch() for _ in range(2)] == onwards
+
+    for parts in (2, 20):
+        found |= validated(data, parts)
 
     engine = keras_engine(backbone_spec("tiny"))
     assert engine.name == "jax"

@@ -148,6 +148,45 @@ def test_workers_get_the_backend_of_keras(given: str, passed: str, monkeypatch: 
     assert calls[0]["runtime_env"]["env_vars"]["KERAS_BACKEND"] == passed
 
 
+def test_the_process_is_gone_after_the_call(ray_cluster: str) -> None:
+    """Ray would keep it idle, and what it has imported in memory through the whole search."""
+    number, end = on_this_node(_pid), time.monotonic() + 20
+    while Path(f"/proc/{number}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{number}").exists()
+
+
+def test_the_process_sees_no_graphics_processor(ray_cluster: str) -> None:
+    """`ray_cluster` leaves Ray's own way in force, to hide none of them."""
+    assert on_this_node(os.getenv, "CUDA_VISIBLE_DEVICES") == ""
+
+
+_VISIBLE = """
+import functools, os, sys, ray
+from tune_jobs import cluster
+cluster.start_local = functools.partial(cluster.start_local, num_cpus=1, num_gpus=1, object_store_memory=80 << 20)
+with cluster.ray_cluster(sys.argv[1]):
+    for share in (0, 0.5):
+        try:
+            task = ray.remote(os.getenv).options(num_cpus=1, num_gpus=share).remote("CUDA_VISIBLE_DEVICES")
+            print(repr(ray.get(task, timeout=60 if share == 0 or sys.argv[1] == "local" else 1)))
+        except ray.exceptions.GetTimeoutError:
+            print("no room")
+"""
+
+
+@pytest.mark.parametrize("address", ["local", "joined"])
+def test_who_asks_for_no_graphics_processor_sees_none(
+    address: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes of their own: a Ray that these tests' surroundings do not reach, and one that has been started."""
+    if address == "joined":
+        assert _run(_VISIBLE, request.getfixturevalue("ray_cluster")) == ("''", "no room")
+        return
+    monkeypatch.delenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    assert _run(_VISIBLE, "local") == ("''", "'0'")
+
+
 def _write(ends: bool) -> str:
     (Path(tempfile.mkdtemp()) / "weights").write_bytes(b"x")
     if ends:

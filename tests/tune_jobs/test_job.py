@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.tune_jobs.small import QUIET
 from tune_jobs.job import Job, RunSummary, Stages
@@ -32,3 +35,11 @@ def test_a_run_that_goes_on_adds_to_what_it_has_spent() -> None:
     before = {"timings": {"data": 2.0, "backbone": 3.0, "features": 60.0}}
     timings = Job(*shared, before=before).timings
     assert list(timings.items()) == [("data", 3.0), ("backbone", 3.0), ("features", 60.5), ("search", 2.25)]
+
+
+def test_a_stage_that_is_interrupted_has_taken_its_time() -> None:
+    stages = Stages(QUIET)
+    with pytest.raises(KeyboardInterrupt), stages.stage("search"):
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert stages.seconds["search"] >= 0.01

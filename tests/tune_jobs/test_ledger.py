@@ -53,3 +53,24 @@ def test_a_line_whose_end_was_cut_off_does_not_swallow_the_next(tmp_path: Path) 
     path.write_text(path.read_text().removesuffix("\n"))
     Ledger(path).write(STOPPED)
     assert Ledger(path).decisions == (GO_ON, STOPPED)
+
+
+def test_a_trial_whose_process_died_may_be_tried_again(tmp_path: Path) -> None:
+    """What it does then counts; until then, and for whoever only reads, it has failed."""
+    path = tmp_path / "ledger.jsonl"
+    died = Decision("00001", 3, None, None, 0, "fail", "epoch 3: its process died", True)
+    no_number = Decision("00002", 1, None, None, 0, "fail", "epoch 1: the loss is not a finite number")
+    for made in (GO_ON, died, no_number):
+        Ledger(path).write(made)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[1]["again"] is True and "again" not in lines[0] and "again" not in lines[2]
+    assert Ledger(path).ending("00001") == Ledger(path).at("00001", 3) == died
+    ledger = Ledger(path)
+    ledger.try_again()
+    assert (ledger.ending("00001"), ledger.at("00001", 3), ledger.ending("00002")) == (None, None, no_number)
+    assert ledger.at("00001", 2) == GO_ON
+    assert ledger.decisions == Ledger(path).decisions == (GO_ON, died, no_number)
+    finished = Decision("00001", 3, 0.9, None, 0, "finish", "epoch 3: 0.9000 after the last epoch: finished")
+    ledger.write(finished)
+    for each in (ledger, Ledger(path)):
+        assert each.ending("00001") == each.at("00001", 3) == finished

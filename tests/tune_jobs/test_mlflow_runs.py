@@ -102,6 +102,39 @@ def test_a_server_that_fails_is_told_to_whoever_speaks_next(tmp_path: Path, monk
         tracker.close("finished")
 
 
+class Noting:
+    """A client that notes which run is ended, and how."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str]] = []
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.ended.append((run, status))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *arguments, **named: None
+
+
+def test_trials_that_ran_when_the_search_was_interrupted_end_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = object.__new__(Server)
+    server.client, server.experiment = Noting(), "1"
+    monkeypatch.setattr(MLflow, "_open", lambda self: self._make("", "search", {}, {}))
+    monkeypatch.setattr(MLflow, "_make", lambda self, number, *_: self._ids.update({number: f"run {number}"}))
+    tracker = MLflow(server, tmp_path / "run", {})
+    for number in ("00000", "00001", "00002"):
+        tracker.begin(number, {})
+    tracker.end("00001", "finished")
+    tracker.close("interrupted")
+    assert server.client.ended == [
+        ("run 00001", "FINISHED"),
+        ("run 00000", "KILLED"),
+        ("run 00002", "KILLED"),
+        ("run ", "KILLED"),
+    ]
+
+
 # --- with a real server
 
 DRIVE = """

@@ -55,11 +55,12 @@ def test_what_a_search_takes(frozen: None, tmp_path: Path) -> None:
     small, large = (FEATURES * size + size + size * CLASSES + CLASSES for size in (10, 100))
     vectors = PHOTOS * FEATURES * 4
     needed = [need.needed for need in found.needs]
-    # Weights, Adam's two moments and the best epoch's weights, float32; twice, since two checkpoints are kept.
-    assert needed[0] == 2 * 4 * 4 * 3 * (small + large) + GRAPH_BYTES
+    # Weights, Adam's two moments and the best epoch's weights, float32; twice, since two checkpoints are kept, and a
+    # third one lies there while it is written. The bundle has the head in its graph and in a file of its own.
+    assert needed[0] == 2 * 4 * 4 * 3 * (small + large) + 6 * 4 * 4 * large + 2 * 4 * large + GRAPH_BYTES
     # In the bank, and once more brought together; in memory once for all trials of a machine.
     assert needed[1] == 2 * vectors
-    assert needed[2] == vectors + 4 * (PROCESS_BYTES + 4 * 4 * large)
+    assert needed[2] == vectors + 4 * (PROCESS_BYTES + 4 * (12 * large + 4 * small))
     assert found.needs[0].free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert found.needs[2].free == 16 * GB
     json.dumps(found.to_json(), allow_nan=False)
@@ -100,6 +101,22 @@ def test_where_the_features_go(frozen: None, tmp_path: Path) -> None:
     assert half[5].startswith("disk for the cache, on each machine: 12.3 MB of ")  # Brought together in float32.
 
 
+def test_a_process_keeps_heads_of_other_kinds(frozen: None, tmp_path: Path) -> None:
+    """Up to eight kinds, which the sizes, dropouts and batch sizes of the grid make; rates make none."""
+
+    def heads(**changes: Any) -> int:
+        found = plan(tmp_path, max_concurrent=1, **changes)
+        return found.needs[2].needed - PHOTOS * FEATURES * 4 - PROCESS_BYTES
+
+    def numbers(size: int) -> int:
+        return FEATURES * size + size + size * CLASSES + CLASSES
+
+    assert heads(size_inner=500) == 4 * 12 * numbers(500)
+    assert heads(size_inner=500, batch_size=(16, 32), dropout=(0.0, 0.1)) == 4 * (12 + 3 * 4) * numbers(500)
+    many = tuple(range(500, 512))
+    assert heads(size_inner=many) == 4 * (12 * numbers(511) + 4 * sum(map(numbers, range(504, 511))))
+
+
 def test_trials_that_cannot_read_the_bank_are_sent_the_vectors(frozen: None, tmp_path: Path) -> None:
     vectors = PHOTOS * FEATURES * 4
     here, sent = (plan(tmp_path, address=address).needs for address in ("local", "auto"))
@@ -118,11 +135,12 @@ def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         module, "sizes", lambda model, top: Sizes(5 * mega, 6 * mega, mega) if top else Sizes(5 * mega, 0, 0)
     )
     chosen: dict[str, Any] = {"mode": "end-to-end", "batch_size": 64, "image_size": 100}
-    head = 4 * 4 * (FEATURES * 100 + 100 + 100 * CLASSES + CLASSES)
+    head = 4 * (FEATURES * 100 + 100 + 100 * CLASSES + CLASSES)
+    bundled = 2 * head + len(graph)
     frozen, pixels = plan(tmp_path, **chosen), PHOTOS * 3 * 100 * 100
     needed = [need.needed for need in frozen.needs]
-    one = NETWORK_PROCESS_BYTES + len(graph) + 64 * LARGEST_VALUES * 5 * 10**6 + head
-    assert needed == [2 * 6 * head + len(graph), pixels, pixels + 2 * one]
+    one = NETWORK_PROCESS_BYTES + len(graph) + 64 * LARGEST_VALUES * 5 * 10**6 + 12 * head
+    assert needed == [(2 * 6 + 2) * 4 * head + bundled, pixels, pixels + 2 * one]
     assert (frozen.photos, frozen.to_compute, frozen.exact) == (1000, 0, True)
     assert frozen.lines()[2] == "photos: 1000"
     # A step has no more photos than there are, and pictures that are decoded already take no more room.
@@ -138,7 +156,7 @@ def test_a_network_in_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tuned = plan(tmp_path, unfreeze=2, **chosen)
     needed = [need.needed for need in tuned.needs]
     one += 64 * 2 * 6 * mega + 4 * mega
-    assert needed == [2 * 6 * (head + 4 * mega) + len(graph), pixels, pixels + 2 * one]
+    assert needed == [(2 * 6 + 2) * 4 * (head + mega) + bundled + len(graph), pixels, pixels + 2 * one]
     with pytest.raises(
         SearchError, match=r"one trial needs 2\.6 GB of memory .* at 64 photos a step. Received: at most 2"
     ):
@@ -213,7 +231,7 @@ def test_what_cannot_be_done_ends_with_the_arithmetic(
     with pytest.raises(SearchError, match=r"one trial needs 9.* MB of memory .*: 900\.0 MB for TensorFlow, 8\.2 "):
         plan(tmp_path, (Node("a", 2, 0, GB // 2),))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(SearchError, match=r"RUN needs 2\d\.\d MB and disk for the cache needs .* Received: 1 kB free"):
+    with pytest.raises(SearchError, match=r"RUN needs 30\.0 MB and disk for the cache needs .* Received: 1 kB free"):
         plan(tmp_path)
 
 

@@ -41,6 +41,7 @@ def test_a_trial_that_was_killed_for_memory_fails_alone(tmp_path: Path) -> None:
     (failed,) = search.ledger.decisions
     assert failed.trial == "00001"
     assert failed.reason == "epoch 0: Task was killed due to the node running low on memory."
+    assert failed.again
     # Where Ray gives it up before its last try, it is begun again, as after any death.
     trial.num_failures = 1
     recorder.on_trial_error(0, [], trial)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tests.tune_jobs.small import QUIET, one_at_a_time
 from tune_jobs.config import make_settings
 from tune_jobs.features import PassResult
 from tune_jobs.run import RunSummary, main, plan_tune, run_tune
-from tune_jobs.runfolder import locked, with_stored, write_record
+from tune_jobs.runfolder import locked, order_digest, with_stored, write_record
 from tune_jobs.select import Winner, select
 
 
@@ -80,6 +81,7 @@ def test_what_is_recorded(summary: RunSummary, folder: Path) -> None:
     assert record["settings"]["size_inner"] == [4, 8]
     assert record["settings"]["seed"] == 1
     assert record["data"]["digest"] == scan(folder / "photos").digest
+    assert record["data"]["order"] == order_digest(scan(folder / "photos"))
     assert record["data"]["counts"]["train"] == dict.fromkeys(CLASSES, 12)
     assert record["backbone"]["name"] == "tiny"
     assert record["features"] == {"computed": 180, "cached": 0, "engine": "openvino"}
@@ -285,6 +287,33 @@ def test_a_finished_run_says_what_it_was(summary: RunSummary, folder: Path, tmp_
     assert (again.bundle, again.largest_class_share) == (moved / "best", summary.largest_class_share)
     assert (again.computed, again.cached) == (180, 0)
     assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_before_its_report_gets_it(summary: RunSummary, folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    (run / "report.html").unlink()
+    shutil.rmtree(run / "pictures")
+    assert run_tune(one_at_a_time(folder, out=run, resume=True), QUIET).best == summary.best
+    assert (run / "report.html").is_file() and (run / "pictures").is_dir()
+
+
+def test_an_interrupted_run_knows_what_it_has_taken(
+    summary: RunSummary, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(summary.run, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "searching"}))
+
+    def interrupt(*_: object) -> None:
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tune_jobs.stages.run_search", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_tune(one_at_a_time(folder, out=run, resume=True), QUIET)
+    after = json.loads((run / "run.json").read_text())
+    assert after["status"] == "interrupted"
+    assert after["timings"]["search"] >= record["timings"]["search"] + 0.1
 
 
 def test_an_interrupted_run_goes_on_where_it_was(summary: RunSummary, folder: Path, tmp_path: Path) -> None:

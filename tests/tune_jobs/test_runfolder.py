@@ -19,6 +19,7 @@ from tune_jobs.runfolder import (
     check_same_data,
     check_same_search,
     locked,
+    order_digest,
     read_record,
     set_status,
     with_stored,
@@ -100,11 +101,11 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_the_status_is_noted_where_it_can_be(tmp_path: Path) -> None:
-    set_status(tmp_path, "failed")
+    set_status(tmp_path, "failed", {})
     assert list(tmp_path.iterdir()) == []
     write_record(tmp_path, {"settings": {"epochs": 3}, "status": "searching"})
-    set_status(tmp_path, "interrupted")
-    assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted"}
+    set_status(tmp_path, "interrupted", {"data": 1.5})
+    assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted", "timings": {"data": 1.5}}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -188,6 +189,20 @@ def test_other_photos_are_named() -> None:
     # What the run could not read is left out again, also where it has been removed since.
     stored["data"]["unreadable"] = {"train/a/8": "no picture", "train/b/9": "no picture"}
     assert check_same_data(manifest(*WHOLE, "train/a/8"), stored).digest == before.digest
+
+
+def test_the_same_photos_in_another_order_are_other_ones_in_sync() -> None:
+    """Names decide the order, and the order what is learned."""
+    before, renamed = manifest(*WHOLE), manifest(WHOLE[1], WHOLE[0], *WHOLE[2:])
+    assert renamed.digest == before.digest
+    data = {"digest": before.digest, "order": order_digest(before), "counts": before.counts(), "unreadable": {}}
+    stored: dict[str, Any] = {"settings": {"scheduler": "sync"}, "data": data}
+    assert check_same_data(before, stored) == before
+    with refused("Received: the same photos in another order", "Name the folder as it was"):
+        check_same_data(renamed, stored)
+    assert check_same_data(renamed, {**stored, "settings": {"scheduler": "asha"}}) == renamed
+    del data["order"]  # Of a run before it was recorded.
+    assert check_same_data(renamed, stored) == renamed
 
 
 def test_another_backbone() -> None:

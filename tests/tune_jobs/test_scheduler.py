@@ -435,3 +435,28 @@ def test_who_went_on_stays_so_where_an_epoch_came_out_otherwise(tmp_path: Path) 
     again = Play(Ledger(path), 2, known=known)
     assert again.report(0, 4, 0.8) == CONTINUE  # It is alone at its rung, and waits for nobody.
     assert [(made.trial, made.decision) for made in again.halving.ledger.decisions][2:] == [("00000", "continue")]
+
+
+def test_a_trial_that_is_tried_again_is_compared_with_those_that_were_decided_without_it(tmp_path: Path) -> None:
+    """Their decisions stay; it goes on if its place is among the best."""
+    path = tmp_path / "ledger.jsonl"
+    play = Play(Ledger(path), 4)
+    play.halving.fail("00003", 1, "its process died", again=True)
+    for number, value in enumerate((0.9, 0.5, 0.6)):
+        play.report(number, 2, value)
+    before = path.read_text()
+    known = {(f"{number:05}", 2): (value, 1.0) for number, value in enumerate((0.9, 0.5, 0.6))}
+    for value, goes_on in ((0.8, True), (0.4, False)):
+        path.write_text(before)
+        ledger = Ledger(path)
+        ledger.try_again()
+        again = Play(ledger, 4, known=known)
+        assert again.report(3, 2, value) in (CONTINUE, NOOP)
+        again.choose()
+        assert again.controller.trials[3].status == ("RUNNING" if goes_on else "TERMINATED")
+        assert [(made.trial, made.decision) for made in ledger.decisions if made.decision != "fail"] == [
+            ("00000", "continue"),
+            ("00002", "stop"),
+            ("00001", "stop"),
+            ("00003", "continue" if goes_on else "stop"),
+        ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from rayml.progress import Progress
 from tests.tune_jobs.small import QUIET, nodes, one_at_a_time, settings, vectors
 from tune_jobs.checkpoints import newest_checkpoint
 from tune_jobs.cluster import Node
-from tune_jobs.search import SearchResult, _know_deaths_for_memory, run_search, trial_cpus
+from tune_jobs.search import Search, SearchResult, _know_deaths_for_memory, run_search, trial_cpus
 from tune_jobs.select import select
 
 
@@ -92,6 +93,56 @@ def test_all_trials_failed(ray_cluster: str, tmp_path: Path) -> None:
     first = "epoch 1: the loss is not a finite number at learning rate 1e+30"
     assert caught.value.message == f"every trial failed; the first: {first}"
     assert "--learning-rate" in caught.value.hint
+
+
+def test_trials_whose_processes_died_are_tried_again_in_a_search_that_goes_on(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = one_at_a_time(tmp_path, size_inner=(4,), learning_rate=(0.01, 1e30), epochs=2, scheduler="sync")
+    chosen.out.mkdir()
+
+    def all_fail(search: Search, *arguments: Any) -> None:
+        search.scheduler.fail("00000", 0, "killed for memory", again=True)
+        search.scheduler.fail("00001", 1, "the loss is not a finite number")
+        for cell in search.cells:
+            arguments[-1][0].on_trial_complete(0, [], SimpleNamespace(config={"cell": cell}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune_jobs.search._tune", all_fail)
+        with pytest.raises(SearchError, match="every trial failed; the first: epoch 0: killed for memory") as caught:
+            run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET)
+    assert "memory" in caught.value.hint and "--resume" in caught.value.hint
+    assert "--learning-rate" not in caught.value.hint
+    assert [trial.status for trial in Search(chosen, chosen.out).result().trials] == ["failed", "failed"]
+    assert len(Search(chosen, chosen.out, goes_on=True).remaining()) == 1
+    result = run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET)
+    assert [trial.status for trial in result.trials] == ["finished", "failed"]
+    assert list(result.errors) == ["00001"]
+
+
+def test_ctrl_c_ends_a_search_that_trains_a_lost_winner_again(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Tune catches it and returns; all trials had ended before."""
+    chosen = one_at_a_time(tmp_path, size_inner=(4,), learning_rate=(0.01, 1e-7), epochs=2)
+    chosen.out.mkdir()
+    before = run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET)
+    shutil.rmtree(chosen.out / "checkpoints")
+    begun, said = list[str](), list[str]()
+
+    class Told(Progress):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune_jobs.search._tune", lambda search, remaining, *_: begun.append(remaining[0]["trial"]))
+        with pytest.raises(KeyboardInterrupt):
+            run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, Told())
+    assert begun == ["00000"]
+    assert said[-1] == "search: interrupted when 1 of 2 trials had ended"
+    again = run_search(chosen, vectors(), nodes(ray_cluster), chosen.out, QUIET)
+    assert [trial.val_loss for trial in again.trials] == [trial.val_loss for trial in before.trials]
+    assert select(again, vectors(), chosen.out).trial.trial_id == "00000"
 
 
 def test_asha_stops_what_is_behind(ray_cluster: str, tmp_path: Path) -> None:

@@ -61,3 +61,24 @@ def test_what_a_person_may_write(given: Any, whole: bool, choice: Any) -> None:
 def test_what_is_no_choice(given: Any) -> None:
     with pytest.raises(ValueError, match=r"must be|input should|needs"):
         parse_choice(given, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ({"randint": [1, 1e30]}, True),
+        ({"randint": [-(2**64), 1]}, True),
+        ({"quniform": [0, 0.5, 1e-300]}, False),
+        ({"quniform": [0, 1e300, 1e-300]}, False),
+    ],
+)
+def test_ranges_that_nobody_can_draw_from(given: Any, whole: bool) -> None:
+    with pytest.raises(ValueError, match=r"the ends of \w+ must be less than 2\*\*63"):
+        parse_choice(given, whole)
+
+
+def test_the_largest_ranges_can_be_drawn_from() -> None:
+    random = np.random.default_rng(1)
+    assert 1 <= Range("randint", 1, 2**62).draw(random) <= 2**62
+    assert 0 <= Range("quniform", 0.0, 0.5, 1e-19).draw(random) <= 0.5
+    assert 1 <= Range("lograndint", 1, int(1e30)).draw(random) <= 1e30
