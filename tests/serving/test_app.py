@@ -108,7 +108,7 @@ def test_a_bug_shows_nothing_of_itself(bundle: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(_service(classifier)._models.live, "decode", broken)
+    monkeypatch.setattr(_service(classifier)._models.live, "pixels", broken)
     response = asyncio.run(classifier(_request(picture("red"))))
     assert (response.status_code, _code(response)) == (500, "internal")
     assert b"secret" not in bytes(response.body)
