@@ -80,6 +80,20 @@ def test_three_redirects_are_followed_and_a_fourth_is_not() -> None:
         assert len(there.requests) == 4
 
 
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "303 See Other", "307 T", "308 P"])
+def test_every_kind_of_redirect_is_followed(status: str) -> None:
+    with origin(sends(response(b"", "Location: /next", status=status)), sends(response(PICTURE))) as there:
+        assert there.fetch() == PICTURE
+
+
+def test_a_body_of_exactly_the_limit_is_read_and_a_byte_more_is_not() -> None:
+    for handler in (sends(response(PICTURE)), sends(b"HTTP/1.1 200 OK\r\n\r\n" + PICTURE)):
+        with origin(handler, max_bytes=len(PICTURE)) as there:
+            assert there.fetch() == PICTURE
+        with origin(handler, max_bytes=len(PICTURE) - 1) as there:
+            refused(there.fetch, 413, "body_too_large")
+
+
 @pytest.mark.parametrize(
     "location",
     [

@@ -8,7 +8,7 @@ import pytest
 
 from rayml.errors import UsageError
 from serving.addresses import check_host_pattern, is_public
-from serving.fetch import MAX_URL, Fetcher
+from serving.fetch import Fetcher
 from tests.hostile.origin import PUBLIC, origin, refused, response, sends
 
 PICTURE = bytes(range(256)) * 10
@@ -51,11 +51,12 @@ def test_nothing_is_fetched_unless_hosts_are_allowed() -> None:
         " http://images.example.com/",
         "http://images.example.com:22/",
         "http://images.example.com:8080/",
+        "https://images.example.com:8443/",
         "http://images.example.com:0/",
         "http://images.example.com:99999/",
         "http://images.example.com:x/",
         "http://images.example.com./",
-        "http://images.example.com/" + "a" * MAX_URL,
+        "http://images.example.com/" + "a" * (2049 - len("http://images.example.com/")),
         "http://other.example.com/",
         "http://images.example.com.evil.org/",
         "http://evil-images.example.com/",
@@ -104,6 +105,10 @@ HOSTS = [
     "192.168.0.1",
     "192.0.0.192",
     "198.18.0.1",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.51.100.1",
+    "203.0.113.1",
     "224.0.0.1",
     "240.0.0.1",
     "255.255.255.255",
@@ -113,6 +118,7 @@ HOSTS = [
     "kubernetes.default.svc.cluster.local",
     "printer.local",
     "router.home.arpa",
+    "printer.test",
 ]
 
 

@@ -67,6 +67,20 @@ def _code(response: Response) -> str:
     return str(json.loads(bytes(response.body))["error"]["code"])
 
 
+def test_what_a_config_file_says_of_access_counts(bundle: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    access = {"api_key_file": str(keys), "access_log": True, "allow_url_hosts": ["images.example.com"]}
+    limits = RequestLimits(max_image_bytes=1_000)
+    classifier = Classifier(str(bundle), "auto", 1, asdict(limits), access)
+    asyncio.run(classifier.reconfigure({}))
+    service = _service(classifier)
+    assert asyncio.run(classifier(_request(picture("red")))).status_code == 401
+    assert service._log.every_request
+    fetcher = service._fetches._fetcher
+    assert (fetcher._allowed, fetcher._max_bytes) == (("images.example.com",), 1_000)
+
+
 def test_late_answers_are_504_and_the_others_right(bundle: Path) -> None:
     classifier = _classifier(bundle, deadline_s=0.2, max_in_flight=10_000)
 

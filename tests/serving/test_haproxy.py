@@ -96,6 +96,29 @@ def test_the_figures_of_this_machines_replica_have_a_port(rays_own: str, tmp_pat
     assert elsewhere != rays_own and "replica_metrics" not in haproxy.harden(elsewhere, settings, tmp_path)
 
 
+def test_what_no_client_and_no_reader_of_an_answer_has_to_do_with_is_taken_out(rays_own: str, tmp_path: Path) -> None:
+    config = haproxy.harden(rays_own, _settings(), tmp_path)
+    taken = set(re.findall(r"http-request del-header (\S+)", config))
+    assert taken >= {"x-request-timeout-seconds", "x-request-disconnect-disabled", "x-request-id", "upgrade"}
+    assert set(re.findall(r"http-response del-header (\S+)", config)) == {"server", "x-request-id"}
+    assert "127.0.0.1:514" not in config  # A datagram for each request, to nobody.
+
+
+def test_headers_that_trickle_are_waited_for_no_longer_than_the_page_says(rays_own: str, tmp_path: Path) -> None:
+    config = haproxy.harden(rays_own, _settings(), tmp_path)
+    assert re.findall(r"timeout http-request .*", config) == ["timeout http-request 10s"]
+
+
+def test_a_server_that_has_no_replica_yet_says_so(rays_own: str, tmp_path: Path) -> None:
+    script = haproxy.install(tmp_path, _settings())
+    assert (script.stat().st_mode & 0o777) == 0o700
+    page = (tmp_path / "503.http").read_bytes()
+    assert b"\r\nRetry-After: 1\r\n" in page and b'"code":"not_ready"' in page
+    config = haproxy.harden(rays_own, _settings(), tmp_path)
+    (line,) = [line for line in config.splitlines() if "not_ready" in line]
+    assert "return status 503 " in line and line.endswith("hdr Retry-After 1") and "status 404" not in config
+
+
 def test_what_is_hardened_stays_as_it_is(rays_own: str, tmp_path: Path) -> None:
     once = haproxy.harden(rays_own, _settings(), tmp_path)
     assert haproxy.harden(once, _settings(), tmp_path) == once
