@@ -40,6 +40,12 @@ def test_without_an_optimum_it_is_a_bound() -> None:
     assert fit_temperature(right, [1, 0]) == pytest.approx(MAX_TEMPERATURE)
 
 
+def test_an_optimum_outside_is_cut_to_the_bound() -> None:
+    logits, labels = _honest(2_000)
+    assert fit_temperature(logits * 40, labels) == pytest.approx(MAX_TEMPERATURE)
+    assert fit_temperature(logits / 40, labels) == pytest.approx(MIN_TEMPERATURE)
+
+
 def test_where_temperature_changes_nothing_it_is_one() -> None:
     assert fit_temperature(np.full((5, 3), 2.0), [0, 1, 2, 0, 0]) == 1.0
     assert fit_temperature(np.ones((5, 1)), [0] * 5) == 1.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rayml.images import ImageLimits, load_pixels
 from rayml.metrics import softmax
 from rayml.predictor import GOLDEN_TOLERANCE, GOLDEN_TOLERANCES, Predictor
 from rayml.quantize import to_int8
+from tests.conftest import ROOT
 from tests.rayml import small
 
 
@@ -94,6 +96,7 @@ def test_another_preprocessing_is_refused(tmp_path: Path) -> None:
 def _with_golden(tmp_path: Path, change: np.ndarray) -> Predictor:
     made = small.contents()
     logits = (made.golden.logits + change).astype(np.float32)
+    tmp_path.mkdir(exist_ok=True)
     return Predictor(write_bundle(tmp_path / "b", replace(made, golden=Golden(made.golden.pictures, logits))))
 
 
@@ -142,6 +145,35 @@ def test_bfloat16_may_miss_by_more_but_not_by_a_label(tmp_path: Path) -> None:
     other.precision = "bfloat16"
     with pytest.raises(BundleError, match="1 of 6 pictures differ, picture 0 by"):
         other.check_golden()
+
+
+def test_golden_logits_may_miss_by_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    shares = {name: float(percent) / 100 for name, percent in re.findall(r"\| (\w+) \| within ([\d.]+) %", page)}
+    assert shares.keys() == GOLDEN_TOLERANCES.keys()
+    scale = float(np.abs(small.contents().golden.logits).max())
+    for name, share in shares.items():
+        near = _with_golden(tmp_path / f"{name} near", np.full((6, 3), share * scale / 2))
+        far = _with_golden(tmp_path / f"{name} far", np.full((6, 3), share * scale * 2))
+        near.precision = far.precision = name  # Judged as that is, whatever this processor computes in.
+        near.check_golden()
+        with pytest.raises(BundleError, match=f"in {name} must reproduce the golden logits within .*6 of 6"):
+            far.check_golden()
+
+
+def test_logits_below_one_are_compared_as_if_one_were_among_them(tmp_path: Path) -> None:
+    """Of logits near zero nearly all is rounding: a tie of theirs may go either way, too."""
+    zeros = np.zeros((small.INNER, 3), np.float32)
+    head = replace(small.head(), logits_kernel=zeros, logits_bias=np.float32([0.02, 0.0198, 0]))
+    made = small.contents(head=head, model=attach_head(small.backbone().SerializeToString(), head))
+
+    def judged(name: str, *logits: float) -> float:
+        golden = Golden(made.golden.pictures, np.full((6, 3), logits, np.float32))
+        return Predictor(write_bundle(tmp_path / name, replace(made, golden=golden))).check_golden()
+
+    assert judged("near", 0.0198, 0.02, 0) == pytest.approx(2e-4, rel=0.01)
+    with pytest.raises(BundleError, match=r"6 of 6 pictures differ, picture 0 by 0\.003"):
+        judged("far", 0.023, 0.0198, 0)
 
 
 @pytest.fixture(scope="module")

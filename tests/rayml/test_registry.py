@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,6 +241,30 @@ def test_a_disk_that_is_full_leaves_the_old_state(
     assert sorted(path.name for path in (tmp_path / "primaries").iterdir()) == ["1", "live.json"]
 
 
+def test_what_counts_is_on_disk_before_it_counts_and_its_name_after(
+    tmp_path: Path, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, model, fsync = Registry(tmp_path), tmp_path / "primaries", os.fsync
+    forced: list[tuple[bool, int]] = []
+
+    def written(place: Path, write: Callable[[], object]) -> None:
+        def watched(descriptor: int) -> None:
+            forced.append((place.exists(), os.fstat(descriptor).st_ino))
+            fsync(descriptor)
+
+        forced.clear()
+        with monkeypatch.context() as patch, registry.writing():
+            patch.setattr(os, "fsync", watched)
+            write()
+        for part in (place, *place.rglob("*")):
+            assert (False, part.stat().st_ino) in forced, part
+        assert (True, model.stat().st_ino) in forced
+
+    written(model / "1", lambda: registry.add(bundles[0]))
+    assert (False, tmp_path.stat().st_ino) in forced  # The model's own name.
+    written(model / "live.json", lambda: registry.write_state("primaries", State(live=1)))
+
+
 @pytest.mark.parametrize("calls", [0, 1, 5])
 def test_a_full_disk_leaves_no_model_without_a_version(
     tmp_path: Path, bundles: list[Bundle], monkeypatch: pytest.MonkeyPatch, calls: int
@@ -328,22 +353,29 @@ def test_a_writer_killed_at_any_step_leaves_a_whole_state(tmp_path: Path, bundle
     assert sorted(path.name for path in (models / "primaries").iterdir()) == ["1", "2", "live.json"]
 
 
-def test_two_writers_take_turns(tmp_path: Path, bundles: list[Bundle]) -> None:
+def test_two_writers_take_turns(tmp_path: Path) -> None:
     first, second = Registry(tmp_path), Registry(tmp_path)
-    order: list[str] = []
-    waits = threading.Event()
+    waits, writes = threading.Event(), threading.Event()
 
     def write() -> None:
         with second.writing(waits.set):
-            order.append("second")
+            writes.set()
 
     with first.writing():
         thread = threading.Thread(target=write)
         thread.start()
         assert waits.wait(60)
-        order.append("first")
+        assert not writes.wait(0.3)
     thread.join(60)
-    assert order == ["first", "second"]
+    assert writes.is_set()
+
+
+def test_the_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RegistryError, match="must be writable"), Registry(tmp_path / "models").writing():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_writers_in_many_processes_give_each_bundle_a_number(tmp_path: Path, bundles: list[Bundle]) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from rayml.data import Manifest, Photo
 from rayml.errors import UsageError
+from tests.conftest import ROOT
 from tests.tune_jobs.small import settings
 from tune_jobs.config import make_settings
 from tune_jobs.runfolder import (
@@ -21,6 +24,7 @@ from tune_jobs.runfolder import (
     locked,
     order_digest,
     read_record,
+    remove_unbegun,
     set_status,
     with_stored,
     write_record,
@@ -81,6 +85,23 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_its_holder_removes_in_that_moment_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third process would make a new one, and two would write."""
+    holder, flock = locked(tmp_path), fcntl.flock
+    holder.__enter__()
+
+    def ends_before(file: Any, how: int) -> None:
+        holder.__exit__(None, None, None)
+        flock(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", ends_before)
+        with refused("one search at a time can write"), locked(tmp_path):
+            pytest.fail("it held a file that nobody else sees")
+    with locked(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with refused("--out must be a folder that can be written"), locked(tmp_path / "nowhere"):
         pytest.fail("it held nothing")
@@ -107,6 +128,51 @@ def test_the_status_is_noted_where_it_can_be(tmp_path: Path) -> None:
     set_status(tmp_path, "interrupted", {"data": 1.5})
     assert read_record(tmp_path) == {"settings": {"epochs": 3}, "status": "interrupted", "timings": {"data": 1.5}}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_who_reads_the_record_while_it_is_written_reads_the_old_one(tmp_path: Path) -> None:
+    write_record(tmp_path, {"settings": {}, "status": "searching"})
+    with (tmp_path / "run.json").open() as reading:
+        write_record(tmp_path, {"settings": {}, "status": "finished"})
+        assert json.load(reading)["status"] == "searching"
+    assert read_record(tmp_path)["status"] == "finished"
+
+
+@pytest.mark.parametrize("name", ["run.json", "notes.txt", "checkpoints/00000/00001.npz"])
+def test_what_is_left_of_a_run_that_never_began_is_removed_and_nothing_else(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    remove_unbegun(run)
+    for stays in (False, True):
+        (run / "checkpoints" / "00000").mkdir(parents=True)
+        for left in (".lock", "run.json.tmp", ".nfs0001"):
+            (run / left).touch()
+        if stays:
+            (run / name).write_text("mine")
+        before = sorted(run.rglob("*"))
+        remove_unbegun(run)
+        assert (sorted(run.rglob("*")) if stays else run.exists()) == (before if stays else False)
+
+
+def test_what_begins_while_it_is_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def begins_before(file: Any, how: int) -> None:
+        write_record(tmp_path, {"settings": {}})
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", begins_before)
+    remove_unbegun(tmp_path)
+    assert read_record(tmp_path) == {"settings": {}}
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_weights_that_are_no_file_are_those_of_the_run(weights: str, tmp_path: Path) -> None:
+    asked = settings(tmp_path, backbone="mobilenet_v2", weights=weights)
+    asked.out.mkdir()
+    write_record(asked.out, {"settings": asked.to_json()})
+    again = make_settings(with_stored({"data": asked.data, "out": asked.out, "resume": True}), "options")
+    assert again.weights == weights
+    check_same_search(again, record(asked))
 
 
 def test_settings_left_out_are_those_of_the_run(tmp_path: Path) -> None:
@@ -164,6 +230,23 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     sync = dataclasses.replace(asked, scheduler="sync", grace_period=1)
     with refused("Received: trial_cpus 2.0 where the run has None"):
         check_same_search(dataclasses.replace(sync, trial_cpus=2.0), record(sync))
+
+
+def test_what_may_be_another_is_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"\nWhat says where it runs (.*?)\n\n", page, re.DOTALL)
+    free = {"data", "out", *(name.replace("-", "_") for name in re.findall(r"`(?:--)?([a-z_-]+)`", told))}
+    asked = settings(tmp_path)
+    stored = record(asked)["settings"]
+    for name in stored:
+        changed = {"settings": {**stored, name: "another"}}
+        if name in free:
+            check_same_search(asked, changed)
+        else:
+            with refused(f"Received: {name} ", "Leave them out"):
+                check_same_search(asked, changed)
+    assert not {"cache", "mlflow", "resume"} & stored.keys()  # An address may hold a password.
+    check_same_search(dataclasses.replace(asked, mlflow="http://tracker"), record(asked))
 
 
 def manifest(*paths: str) -> Manifest:

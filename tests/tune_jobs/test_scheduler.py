@@ -342,6 +342,13 @@ def test_nobody_waits_for_a_trial_that_failed(ledger: Ledger) -> None:
     assert play.choose() is None
 
 
+def test_nobody_makes_room_for_a_trial_that_failed(ledger: Ledger) -> None:
+    play = Play(ledger, 3)
+    play.controller.trials[1].status = "RUNNING"
+    assert play.report(2, 1, float("nan"), failed="no number") == STOP
+    assert play.report(0, 2, 0.9) == NOOP
+
+
 def test_a_process_that_died_while_its_trial_waited(ledger: Ledger) -> None:
     play = Play(ledger, 2)
     play.controller.trials[1].status = "RUNNING"

@@ -59,6 +59,14 @@ def test_weights_that_do_not_score_what_the_table_says(
         select(changed(result, **values), data, tmp_path)
 
 
+def test_losses_may_differ_as_two_sums_do_and_no_more(result: SearchResult, data: TrainingData, tmp_path: Path) -> None:
+    loss = result.trials[0].val_loss
+    select(changed(result, val_loss=loss + 1e-5), data, tmp_path)
+    for other in (loss * 0.99, loss * 1.01):
+        with pytest.raises(SearchError, match="the winner's weights were to score"):
+            select(changed(result, val_loss=other), data, tmp_path)
+
+
 def test_a_checkpoint_that_was_changed(result: SearchResult, data: TrainingData, tmp_path: Path) -> None:
     (file,) = (tmp_path / "checkpoints" / "00000").iterdir()
     with np.load(file) as arrays:
