@@ -27,7 +27,7 @@ _DRAFT = "run.json.tmp"
 _LOCK_FILE = ".lock"
 
 # Settings that do not decide what is searched: another machine, another place. All others must be those of the run.
-_PLACES = frozenset(("data", "out", "cache", "storage_path", "address", "skip_unreadable", "mlflow", "resume"))
+_PLACES = frozenset(("data", "out", "storage_path", "address", "skip_unreadable"))
 _FREE = _PLACES | {"trial_cpus", "trial_gpus", "feature_gpus", "max_concurrent", "scale_up_timeout_s"}
 _TAKEN_AGAIN = "storage_path"  # A place, too, but where it is a bucket the run remembers it.
 _NAMED_WEIGHTS = (None, "imagenet", "none", "builtin")
