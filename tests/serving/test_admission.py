@@ -48,6 +48,37 @@ def test_a_refusal_takes_nothing() -> None:
     assert _taken(room) == (0, 0, 0, 0)
 
 
+def test_a_body_trickles_that_after_two_seconds_brings_less_than_16_kib_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("serving.admission.time.monotonic", lambda: now[0])
+
+    async def gives_way(count: int, seconds: float) -> bool:
+        room = Admission(RequestLimits(max_in_flight=1))
+
+        async def read() -> None:
+            with room.place() as place, place.reading():
+                place.hold_bytes(count)
+                await asyncio.Event().wait()
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        now[0] += seconds
+        gone = not _refused(lambda: room.place().__enter__())
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        return gone
+
+    for count, seconds, expected in (
+        (0, 1.9, False),
+        (0, 2.1, True),
+        (4 * 16 * 1024 - 1, 4.0, True),
+        (4 * 16 * 1024, 4.0, False),
+    ):
+        assert asyncio.run(gives_way(count, seconds)) is expected, (count, seconds)
+
+
 def test_of_full_places_the_one_whose_body_trickles_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.admission._TRICKLE_GRACE_S", 0.1)
     room = Admission(RequestLimits(max_in_flight=3))

@@ -64,6 +64,31 @@ def test_what_a_killed_replica_leaves_goes_with_the_run(tmp_path: Path) -> None:
     assert Path(left).parent == tmp_path
 
 
+def test_rays_ports_are_for_who_has_the_run_s_secret(tmp_path: Path) -> None:
+    """Whoever reaches a Ray without one runs code there (CVE-2023-48022)."""
+    found: list[str] = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        chosen = environment.variables(tmp_path / name, ServeSettings())
+        path = Path(chosen["RAY_AUTH_TOKEN_PATH"])
+        assert chosen["RAY_AUTH_MODE"] == "token" and path.stat().st_mode & 0o777 == 0o600
+        found.append(path.read_text(encoding="ascii"))
+    assert len(found[0]) == 64 and found[0] != found[1]
+
+
+def test_another_cluster_of_the_user_s_has_no_part_in_a_run(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom serving import environment\n"
+        "from serving.config import ServeSettings\n"
+        "environment.enter(Path(sys.argv[1]), ServeSettings())\n"
+        "print(*(name for name in ('RAY_ADDRESS', 'RAY_AUTH_TOKEN', 'RAY_TMPDIR') if name in os.environ))"
+    )
+    theirs = {"RAY_ADDRESS": "ray://cluster:10001", "RAY_AUTH_TOKEN": "theirs", "RAY_TMPDIR": "/nowhere"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | theirs, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_the_proxy_waits_longer_for_a_client_than_the_deadline(tmp_path: Path) -> None:
     environment.variables(tmp_path, ServeSettings(limits=RequestLimits(deadline_s=120.5)))
     assert json.loads((tmp_path / "proxy.json").read_text())["silent_client_s"] == 150

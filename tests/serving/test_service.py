@@ -800,6 +800,31 @@ def test_an_unknown_model_is_404_before_its_body_is_read(model: ServedModel) -> 
         assert answer.status == 404
 
 
+def test_requests_on_their_way_are_counted_until_they_end(model: ServedModel) -> None:
+    service, go = _service(model), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield RED
+
+    async def in_flight() -> float:
+        page = (await service.answer(_call("/metrics", method="GET"))).body.decode()
+        (line,) = [line for line in page.splitlines() if line.startswith("rayml_requests_in_flight")]
+        return float(line.split()[-1])
+
+    async def watch() -> list[float]:
+        asked = asyncio.create_task(
+            service.answer(Call("POST", "/predict", b"", {"content-type": "image/png"}, pieces))
+        )
+        await asyncio.sleep(0)
+        before = await in_flight()
+        go.set()
+        assert (await asked).status == 200
+        return [before, await in_flight()]
+
+    assert asyncio.run(watch()) == [1.0, 0.0]
+
+
 def test_metrics_are_gathered_beside_the_event_loop(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     service, real = _service(model), Metrics.page
     threads: list[threading.Thread] = []
