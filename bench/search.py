@@ -15,7 +15,7 @@ size alone decides their cost. A round runs, each in a process of its own,
     keras_tuner, ray_tune   the 12 cells by KerasTuner's GridSearch and by Ray Tune with plain `model.fit`, in an
               environment of their own below --cache (2 GB), with the versions below
     full_model   one cell and epoch of KerasTuner's GridSearch on the whole network, frozen Xception at 150 px with
-              random weights, on a tenth of as many photos (noise); 12 cells x 10 epochs on all take 1,200 times that
+              random weights, on a tenth of as many photos (noise), its first epoch; `bench/grid.py` has later ones
 
 120 and 1,000 cells are heads of 10 units at as many rates, two epochs each: next to no arithmetic, so that what is left
 is the search's own. About 13 minutes a round on two cores. Writes bench/results/search.json when all

@@ -60,9 +60,8 @@ def to_int8(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
     Raises:
         MissingPackage: ONNX Runtime is not installed.
     """
+    import_package("onnxruntime")  # It has to come before what imports ONNX Runtime otherwise.
     import onnx
-
-    import_package("onnxruntime")
     from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata

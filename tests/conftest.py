@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SURROUNDINGS] = private
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "ORT_DISABLE_TELEMETRY": "1",
         "RAY_TMPDIR": private[0],
         # Ray would write a token to the home folder, readable for everybody.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -29,6 +29,7 @@ _SURROUNDINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # Else it tells its makers what is called (mlflow.org, "Usage Tracking").
 }
 _CLOSE_TIMEOUT_S = 60.0
 _MOST_METRICS = 1000  # In one request; a limit of MLflow's.

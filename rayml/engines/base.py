@@ -10,6 +10,7 @@ Only the last layers of large networks gain from company, and only if asked for:
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -76,6 +77,8 @@ def import_package(name: str) -> Any:
     Raises:
         MissingPackage: it is not installed. An import that fails otherwise is a bug to be seen.
     """
+    # ONNX Runtime 1.32 tells Microsoft of each import, with a number for this machine that it keeps in the home folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import tempfile
@@ -352,6 +353,20 @@ def test_openvino_needs_no_temporary_folder(
     assert "The weights stay in memory twice: no file can hold them" in caplog.text
     images = small.pictures(2)
     np.testing.assert_allclose(engine(images), small.head().logits(small.features_of(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_runtime_reports_nothing_and_writes_nothing_to_the_home_folder(model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model)
+    program = (
+        "import sys; from pathlib import Path; from rayml.engines import load_engine\n"
+        "load_engine(Path(sys.argv[1]).read_bytes(), 'onnxruntime')"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    surroundings |= {"HOME": str(home), "TMPDIR": str(home)}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model.onnx")], env=surroundings, check=True)
+    assert not list(home.rglob("*"))
 
 
 def test_openvinos_reporting_converter_is_never_imported() -> None:

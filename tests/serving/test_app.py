@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,30 @@ def test_what_a_config_file_says_of_access_counts(bundle: Path, tmp_path: Path) 
     assert (fetcher._allowed, fetcher._max_bytes) == (("images.example.com",), 1_000)
 
 
-def test_late_answers_are_504_and_the_others_right(bundle: Path) -> None:
-    classifier = _classifier(bundle, deadline_s=0.2, max_in_flight=10_000)
+def test_late_answers_are_504_and_the_others_right(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = _classifier(bundle, deadline_s=1.0)
+    real, go, begun = _service(classifier)._models.live.pixels, threading.Event(), []
 
-    async def crowd() -> list[Response]:
-        return await asyncio.gather(*(classifier(_request(picture("red"))) for _ in range(2_000)))
+    def pixels(source: bytes) -> Any:
+        begun.append(source)
+        if source == picture("blue"):
+            assert go.wait(30)
+        return real(source)
 
-    responses = asyncio.run(crowd())
-    statuses = {r.status_code for r in responses}
-    assert 504 in statuses and statuses <= {200, 408, 504}
-    late = next(r for r in responses if r.status_code == 504)
-    assert _code(late) == "deadline"
+    monkeypatch.setattr(_service(classifier)._models.live, "pixels", pixels)
+
+    async def crowd() -> tuple[list[Response], Response, int]:
+        # One more than there are threads, all of which these hold.
+        late = [asyncio.create_task(classifier(_request(picture("blue")))) for _ in range(5)]
+        refused = await asyncio.gather(*late)
+        taken = len(begun)
+        go.set()
+        return refused, await classifier(_request(picture("red"))), taken
+
+    refused, answer, taken = asyncio.run(crowd())
+    assert [(response.status_code, _code(response)) for response in refused] == [(504, "deadline")] * 5
+    assert (answer.status_code, json.loads(bytes(answer.body))["label"]) == (200, "red")
+    assert taken == 4 and begun == [picture("blue")] * 4 + [picture("red")]  # What is late by then never begins.
 
 
 def test_a_body_that_never_comes_is_408(bundle: Path) -> None:

@@ -87,9 +87,11 @@ def test_the_figures_of_this_machines_replica_have_a_port(rays_own: str, tmp_pat
     check = subprocess.run([settings.binary, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stderr
     port = path.read_text().partition("\nlisten replica_metrics\n")[2]
-    assert (
-        "bind 0.0.0.0:9102" in port and "server replica 127.0.0.1:20000" in port and "unless { path /metrics }" in port
-    )
+    assert [line.strip() for line in port.strip().splitlines()] == [
+        "bind 0.0.0.0:9102",
+        "http-request deny unless { path /metrics }",
+        "server replica 127.0.0.1:20000",
+    ]
     assert "replica_metrics" not in haproxy.harden(rays_own, _settings(), tmp_path)
     other = "server other 10.0.0.7:30000 check\n    server fallback 127.0.0.1:8500 check backup"
     elsewhere = re.sub(r"server replica 127\.0\.0\.1:20000 .*", other, rays_own)

@@ -636,6 +636,14 @@ def test_a_shadow_that_disagrees_may_not(registry: Registry, replica: Replica) -
     check_shadow(registry, NAME, replace(registry.state(NAME), shadow=None), 4)
 
 
+def test_the_live_version_is_nobody_s_shadow(registry: Registry, replica: Replica) -> None:
+    models = replica()
+    _set(registry, State(live=2, before=(1,), shadow=Shadow(2, 0.98)))
+    _until(lambda: _version(models) == "2")
+    time.sleep(2 * POLL_S)
+    assert models._shadow is None
+
+
 def test_a_shadow_that_fails_on_pictures_does_not_agree_on_them(registry: Registry, replica: Replica) -> None:
     models = replica()
     _set(registry, State(live=1, shadow=Shadow(2, 0.98)))

@@ -456,6 +456,25 @@ def test_refusals_for_want_of_a_place_share_a_line_a_second(
     assert [fields["refused"] for _, fields in log.lines] == [1, 5]
 
 
+def test_nothing_is_begun_for_a_batch_that_has_failed(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, begun = _service(model), []
+
+    def pixels(source: bytes) -> Any:
+        begun.append(source)
+        time.sleep(0.05)
+        raise InputError("no picture")
+
+    monkeypatch.setattr(model, "pixels", pixels)
+
+    async def ask() -> None:
+        answer = await service.answer(_call("/predict/batch", {"images": [_base64(RED)] * 64}))
+        assert answer.status == 400
+        await asyncio.sleep(0.6)  # Eight threads would have been through all 64.
+        assert len(begun) < 32
+
+    asyncio.run(ask())
+
+
 # --- places for batches
 
 
