@@ -329,6 +329,7 @@ def test_full_places_are_503_with_retry_after_and_come_back(live: Live) -> None:
 def test_a_crowd_is_refused_by_the_proxy_while_the_replica_has_no_time(live: Live) -> None:
     (replica,) = replicas(find_server(live.url).pid)
     plain = _head("Content-Length: 2", path="/v1/models/primaries:predict") + b"{}"
+    time.sleep(0.5)  # What tests before this one left is over.
     # The replica's places, and one more that it would refuse itself, so that its metrics tell of it.
     with _connections(live, LIMITS.max_in_flight + 1) as held:
         os.kill(replica, signal.SIGSTOP)

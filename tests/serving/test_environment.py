@@ -96,11 +96,13 @@ def test_the_proxy_waits_longer_for_a_client_than_the_deadline(tmp_path: Path) -
 
 def _in_tmp(options: str, variables: dict[str, str]) -> str:
     """What `temporary_folder` says where /tmp is mounted with these options, in a namespace of its own."""
-    program = (
-        "import serving.environment as e\ntry: print(e.temporary_folder())\nexcept Exception as error: print(error)"
+    program = (  # Mounted once all is imported, since this installation may lie below /tmp.
+        "import os, subprocess, sys\nimport serving.environment as e\n"
+        f"if subprocess.call(['mount', '-t', 'tmpfs', '-o', {options!r}, 'tmpfs', '/tmp']): sys.exit(77)\n"
+        f"os.mkdir('/tmp/{'x' * 20}', 0o700)\n"
+        "try: print(e.temporary_folder())\nexcept Exception as error: print(error)"
     )
-    script = f'mount -t tmpfs -o {options} tmpfs /tmp || exit 77; mkdir -m 700 /tmp/{"x" * 20}; exec "$@"'
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", program]
+    command = ["unshare", "-rm", sys.executable, "-c", program]
     done = subprocess.run(
         command, env={**os.environ, **variables}, cwd="/", capture_output=True, text=True, check=False, timeout=120
     )
